@@ -1,0 +1,1 @@
+"""The `edif-hpc` command: puts the rooms together."""

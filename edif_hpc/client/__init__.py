@@ -1,0 +1,1 @@
+"""The user's machine: connect, submit, follow, download."""

@@ -1,0 +1,1 @@
+"""What every machine shares: wire schema, errors, settings, the Redis queue, the object store. No torch, no nnsight."""

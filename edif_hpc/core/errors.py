@@ -1,0 +1,90 @@
+"""Every refusal of this project, as one tree.
+
+A refusal is one sentence that names the cause and what to do next. Each class carries a stable `code` (for `--json`,
+logs and tests) and the HTTP status the gateway answers with. A traceback means that the user's own code failed; it is
+never one of these.
+
+    EdifError                     500  internal
+    ├── SettingsError             500  settings            a wrong or contradictory value; names the key
+    ├── EnvelopeError             422  envelope            the request's envelope is malformed
+    ├── PayloadTooLarge           413  payload_too_large
+    ├── ClientVersionError        400  client_version      the nnsight version is outside the supported range
+    ├── ModelKeyError             400  model_key           the key names a class that is not on the allow-list
+    ├── ModelError                404  model               not in the cache, not allowed, or cannot fit
+    ├── KeyRequired               401  key_required        no key, or one that is unknown or revoked
+    ├── NotYours                  404  unknown_request     unknown, expired or another user's
+    ├── QuotaExceeded             429  quota
+    ├── Unavailable               503  unavailable         Redis or the store is away; try again
+    ├── LeaseLost                 409  lease_lost          the attempt's token is no longer the current one
+    └── ComponentError            500  component           a component could not start or is of another version
+        └── HostError             500  model_host          a model host could not load its model
+"""
+
+
+class EdifError(Exception):
+    """The root. `str(error)` is the sentence that the user sees."""
+
+    code = "internal"
+    http_status = 500
+
+
+class SettingsError(EdifError):
+    code = "settings"
+
+
+class EnvelopeError(EdifError):
+    code = "envelope"
+    http_status = 422
+
+
+class PayloadTooLarge(EdifError):
+    code = "payload_too_large"
+    http_status = 413
+
+
+class ClientVersionError(EdifError):
+    code = "client_version"
+    http_status = 400
+
+
+class ModelKeyError(EdifError):
+    code = "model_key"
+    http_status = 400
+
+
+class ModelError(EdifError):
+    code = "model"
+    http_status = 404
+
+
+class KeyRequired(EdifError):
+    code = "key_required"
+    http_status = 401
+
+
+class NotYours(EdifError):
+    code = "unknown_request"
+    http_status = 404
+
+
+class QuotaExceeded(EdifError):
+    code = "quota"
+    http_status = 429
+
+
+class Unavailable(EdifError):
+    code = "unavailable"
+    http_status = 503
+
+
+class LeaseLost(EdifError):
+    code = "lease_lost"
+    http_status = 409
+
+
+class ComponentError(EdifError):
+    code = "component"
+
+
+class HostError(ComponentError):
+    code = "model_host"

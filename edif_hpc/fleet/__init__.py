@@ -1,0 +1,1 @@
+"""What to launch and how: decides, launches, keeps running."""

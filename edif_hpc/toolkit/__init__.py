@@ -1,0 +1,1 @@
+"""Interpretability methods written as nnsight traces."""
