@@ -1,0 +1,1 @@
+"""What tests lean on: real servers, tiny real models, hostile blocks."""
