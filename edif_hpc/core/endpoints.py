@@ -1,0 +1,120 @@
+"""Where Redis and the object store are, and how to get in: external by the settings, embedded by the home.
+
+A component gets its endpoints once at start, from 0600 files that it reads itself: no credential is in an environment
+or an argument list.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from .errors import SettingsError
+from .home import Home, read_secret
+from .settings import Settings
+
+REDIS_PASSWORD = "redis-password"  # noqa: S105 - the name of a file
+STORE_ACCESS_KEY = "store-access-key"
+STORE_SECRET_KEY = "store-secret-key"  # noqa: S105 - the name of a file
+LINK_SECRET = "link-secret"  # noqa: S105 - the name of a file
+OWNER_KEY = "owner-key"
+PORTS = "ports.json"
+
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RedisEndpoint:
+    url: str
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+    @property
+    def address(self) -> str:
+        """Without credentials, for people and logs."""
+        return self.url
+
+    def client(self, *, retries: int = 1) -> Redis:
+        """A client whose pool grows on demand. Commands are retried once on a connection that went stale."""
+        return Redis.from_url(
+            self.url,
+            username=self.username or None,
+            password=self.password or None,
+            socket_connect_timeout=CONNECT_SECONDS,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
+            retry_on_error=[ConnectionError],
+            protocol=2,
+        )
+
+    def with_credentials(self) -> str:
+        """The URL with its credentials, for a library that takes nothing else. Never log it."""
+        parts = urlsplit(self.url)
+        user = f"{quote(self.username)}:{quote(self.password)}@" if self.password else ""
+        return parts._replace(netloc=user + parts.netloc).geturl()
+
+
+@dataclass(frozen=True)
+class StoreEndpoint:
+    endpoint: str
+    region: str
+    bucket: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    public_endpoint: str = ""
+
+
+def embedded_ports(home: Home) -> dict[str, int]:
+    """Ports of the embedded servers, by component; empty before the first `up`."""
+    try:
+        ports: dict[str, int] = json.loads((home.run / PORTS).read_text())
+        return ports
+    except FileNotFoundError:
+        return {}
+
+
+def redis_endpoint(home: Home, settings: Settings) -> RedisEndpoint:
+    """The external Redis of the settings, else the embedded one.
+
+    Raises:
+        SettingsError: neither is there.
+    """
+    external = settings.redis
+    if external.url:
+        password = read_secret(Path(external.password_file)) if external.password_file else ""
+        return RedisEndpoint(external.url, external.username, password)
+    port = external.port or embedded_ports(home).get("redis")
+    if not port:
+        raise SettingsError(f"No Redis is running in {home.root}; run `edif-hpc up`, or set redis.url.")
+    return RedisEndpoint(f"redis://127.0.0.1:{port}/0", "", home.secret(REDIS_PASSWORD))
+
+
+def store_endpoint(home: Home, settings: Settings) -> StoreEndpoint:
+    """The external store of the settings, else the embedded one.
+
+    Raises:
+        SettingsError: neither is there, or its credentials are not readable.
+    """
+    external = settings.store
+    if external.endpoint:
+        if not external.credentials_file:
+            raise SettingsError("store.endpoint needs store.credentials_file: two lines, access key and secret key.")
+        lines = read_secret(Path(external.credentials_file)).splitlines()
+        if len(lines) != 2:
+            raise SettingsError(f"{external.credentials_file} must hold two lines, access key and secret key.")
+        access, secret = (line.strip() for line in lines)
+        endpoint = external.endpoint
+    else:
+        port = external.port or embedded_ports(home).get("store")
+        if not port:
+            raise SettingsError(f"No object store is running in {home.root}; run `edif-hpc up`, or set store.endpoint.")
+        endpoint = f"http://127.0.0.1:{port}"
+        access, secret = home.secret(STORE_ACCESS_KEY), home.secret(STORE_SECRET_KEY)
+    return StoreEndpoint(
+        endpoint, external.region, external.bucket, access, secret, external.public_endpoint or endpoint
+    )

@@ -1,0 +1,88 @@
+"""Reading what happened to requests: the stream is the truth, pub/sub only the doorbell.
+
+One pub/sub connection serves a whole gateway. A reader that comes back names the last event it saw and reads on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from ..wire import Status
+from . import keys
+
+START = "0-0"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One status change or log line.
+
+    Args:
+        cursor: its place in the stream; reading goes on after it.
+        data: on COMPLETED where the result lies: `{"inline": bytes}` or `{"object": key, "bytes": n}`.
+        at: Unix time in seconds, of Redis's clock.
+    """
+
+    cursor: str
+    status: Status
+    description: str
+    data: dict[str, Any] | None
+    meta: dict[str, Any] | None
+    at: float
+
+    @classmethod
+    def from_fields(cls, cursor: str, fields: dict[bytes, bytes]) -> Event:
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+        return cls(
+            cursor=cursor,
+            status=Status(text["status"]),
+            description=text.get("description", ""),
+            data=json.loads(text["data"]) if text.get("data") else None,
+            meta=json.loads(text["meta"]) if text.get("meta") else None,
+            at=float(text.get("at", "0")) / 1000,
+        )
+
+
+class Events:
+    """Reads event streams. Connections come from the client it is given."""
+
+    def __init__(self, redis: Redis) -> None:
+        # redis-py annotates every answer as bytes | str; which of them it is depends on the connection, ours is bytes.
+        self.redis: Any = redis
+
+    async def read(self, cursors: dict[str, str]) -> dict[str, list[Event]]:
+        """What is new, for many requests in one round trip. `cursors`: request id -> last cursor seen."""
+        if not cursors:
+            return {}
+        streams = {keys.events(request_id): cursor for request_id, cursor in cursors.items()}
+        found = await self.redis.xread(streams)
+        names = {keys.events(request_id): request_id for request_id in cursors}
+        return {
+            names[stream.decode()]: [Event.from_fields(cursor.decode(), fields) for cursor, fields in entries]
+            for stream, entries in _pairs(found)
+        }
+
+    async def listen(self, channel: str) -> AsyncIterator[str]:
+        """Messages of one channel, beginning with "" once the subscription stands (read what was missed then)."""
+        async with self.redis.pubsub() as pubsub:
+            await pubsub.subscribe(channel)
+            async for message in pubsub.listen():
+                if message["type"] == "subscribe":
+                    yield ""
+                elif message["type"] == "message":
+                    yield message["data"].decode()
+
+
+def _pairs(found: Any) -> list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]:
+    # RESP2 answers a list of pairs, RESP3 a mapping whose values are wrapped once more.
+    if isinstance(found, dict):
+        return [
+            (stream, entries[0] if entries and isinstance(entries[0], list) else entries)
+            for stream, entries in found.items()
+        ]
+    return list(found)

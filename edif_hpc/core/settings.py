@@ -1,0 +1,198 @@
+"""Every setting, with its default, its unit and its reason.
+
+Order of strength: what a command was given, `EDIF_HPC_*` variables (`EDIF_HPC_GATEWAY__PORT=8002`), the TOML file, the
+defaults below. Secrets are never settings: settings name the files that hold them. `docs` in the README is generated
+from the descriptions here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .errors import SettingsError
+from .isolation import Isolation
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+HOUR = 3600.0
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class GatewaySettings(Section):
+    host: str = Field("127.0.0.1", description="Address the gateway listens on.")
+    port: int = Field(8001, ge=1, le=65535, description="Port the gateway listens on.")
+    public_url: str = Field("", description="Address clients use, when a proxy stands in front; empty: as they came.")
+    trust_owner: bool = Field(
+        True, description="Let the service's own uid go without a key on loopback (see Keys in the README)."
+    )
+    ping_seconds: float = Field(20.0, gt=0, description="WebSocket ping interval; proxies drop silent sockets.")
+    link_seconds: float = Field(6 * HOUR, gt=0, description="How long a signed result link is valid.")
+
+
+class RedisSettings(Section):
+    url: str = Field("", description="External Redis, as rediss://host:6379/0; empty: the embedded one.")
+    username: str = Field("", description="ACL user of an external Redis; empty: the default user.")
+    password_file: str = Field("", description="0600 file with the password of an external Redis.")
+    port: int = Field(0, ge=0, le=65535, description="Port of the embedded Redis; 0: a free one, kept in the home.")
+    maxmemory_bytes: int = Field(1 * GIB, ge=64 * MIB, description="Memory of the embedded Redis (noeviction).")
+    inline_total_bytes: int = Field(
+        512 * MIB, ge=0, description="Above this much memory in Redis, small payloads and results go to the store too."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def no_secret_in_url(cls, url: str) -> str:
+        if "@" in url:
+            raise ValueError("put the password into redis.password_file and the user into redis.username")
+        if url and not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return url
+
+
+class StoreSettings(Section):
+    endpoint: str = Field("", description="External S3 endpoint URL; empty: the embedded SeaweedFS.")
+    region: str = Field("us-east-1", description="S3 region.")
+    bucket: str = Field("edif-hpc", description="Bucket; made when missing.")
+    credentials_file: str = Field("", description="0600 file with two lines, access key and secret key.")
+    port: int = Field(0, ge=0, le=65525, description="S3 port of the embedded store; 0: a free one, kept in the home.")
+    delivery: str = Field(
+        "gateway",
+        pattern="^(gateway|presigned)$",
+        description="How clients download large results: streamed by the gateway, or by presigned links to the store.",
+    )
+    public_endpoint: str = Field("", description="Endpoint that presigned links name, where it differs for clients.")
+
+
+class LimitSettings(Section):
+    payload_bytes: int = Field(256 * MIB, gt=0, description="Largest request body.")
+    inline_bytes: int = Field(1 * MIB, ge=0, description="Payloads and results up to this size ride in Redis.")
+    result_bytes: int = Field(4 * GIB, gt=0, description="Largest result.")
+    run_seconds: float = Field(600.0, gt=0, description="Longest run of one request.")
+    memory_bytes: int = Field(8 * GIB, gt=0, description="Memory one request may use on top of the model.")
+    queue_seconds: float = Field(24 * HOUR, gt=0, description="Longest wait in the queue.")
+    log_lines: int = Field(1000, ge=0, description="Printed lines kept per request.")
+    open_requests: int = Field(1000, gt=0, description="Requests one user may have waiting or running.")
+    retention_seconds: float = Field(24 * HOUR, gt=0, description="How long results and events are kept.")
+    attempts: int = Field(3, gt=0, description="Unexplained losses after which a request is dead-lettered.")
+
+
+class ModelSettings(Section):
+    cache: str = Field("", description="Hugging Face hub cache shared with the workers; empty: hub/ in the home.")
+    allow: list[str] = Field(["*"], description="Models requests may bring up: repo ids or patterns such as `org/*`.")
+    trust_remote_code: list[str] = Field([], description="Repo ids whose own Python code may run on load.")
+    adapters: list[str] = Field([], description="PEFT adapters (repo ids in the cache) that requests may name.")
+    dtype: dict[str, str] = Field({}, description="dtype per repo id; others are held as their checkpoint says.")
+
+
+class WorkerSettings(Section):
+    isolation: Isolation | None = Field(None, description="none, process or locked; empty: the strongest offered.")
+    required_isolation: Isolation = Field(Isolation.NONE, description="Refuse to run requests below this level.")
+    memory_bytes: int = Field(0, ge=0, description="Memory for models on one worker; 0: three quarters of what it has.")
+    concurrency: int = Field(1, ge=1, le=64, description="Requests one model runs at a time.")
+    threads: int = Field(0, ge=0, description="torch threads per request; 0: the cores divided by concurrency.")
+    spares: int = Field(2, ge=0, le=16, description="Executors forked ahead of need, per model.")
+    device: str = Field("auto", description="cpu, cuda or cuda:N; auto: what is found.")
+    heartbeat_seconds: float = Field(3.0, gt=0, description="How often a worker says that it lives.")
+    lease_heartbeats: int = Field(3, ge=2, description="Heartbeats a worker may miss before its requests move on.")
+    idle_seconds: float = Field(600.0, gt=0, description="A worker without requests ends after this time.")
+    offline_seconds: float = Field(600.0, gt=0, description="A worker without Redis for this long gives up.")
+
+    @property
+    def lease_seconds(self) -> float:
+        return self.heartbeat_seconds * self.lease_heartbeats
+
+
+class FleetSettings(Section):
+    workers: int = Field(1, ge=0, le=64, description="Most local workers at a time.")
+    tick_seconds: float = Field(1.0, gt=0, description="How often the fleet looks at the queue.")
+
+
+class Settings(BaseSettings):
+    """All settings of one installation."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix="EDIF_HPC_", env_nested_delimiter="__")
+
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings)  # type: ignore[arg-type]
+    redis: RedisSettings = Field(default_factory=RedisSettings)  # type: ignore[arg-type]
+    store: StoreSettings = Field(default_factory=StoreSettings)  # type: ignore[arg-type]
+    limits: LimitSettings = Field(default_factory=LimitSettings)  # type: ignore[arg-type]
+    models: ModelSettings = Field(default_factory=ModelSettings)  # type: ignore[arg-type]
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)  # type: ignore[arg-type]
+    fleet: FleetSettings = Field(default_factory=FleetSettings)  # type: ignore[arg-type]
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="How much components log.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` hands over: the sources are merged there, so that their origin stays known."""
+        return (init_settings,)
+
+
+class Loaded(BaseModel):
+    """The settings, and where each value that is not a default came from (`gateway.port` -> `EDIF_HPC_...`)."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def load(file: Path, overrides: dict[str, Any] | None = None, *, must_exist: bool = False) -> Loaded:
+    """Merge file, environment and overrides.
+
+    Raises:
+        SettingsError: naming the key, its origin and what is wrong with it.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    layers = [
+        (_read_file(file, must_exist), str(file)),
+        (EnvSettingsSource(Settings)(), "environment"),
+        (overrides or {}, "command line"),
+    ]
+    for values, origin in layers:
+        _merge(merged, values, origins, origin)
+    try:
+        return Loaded(settings=Settings(**merged), origins=origins)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        origin = origins.get(key, "settings")
+        message = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise SettingsError(f"The setting {key} ({origin}) is wrong: {message}.") from None
+
+
+def _read_file(file: Path, must_exist: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        if must_exist:
+            raise SettingsError(f"There is no settings file {file}.") from None
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings file {file} is not TOML: {error}.") from None
+    except OSError as error:
+        raise SettingsError(f"The settings file {file} cannot be read: {error.strerror}.") from None
+
+
+def _merge(
+    into: dict[str, Any], values: dict[str, Any], origins: dict[str, str], origin: str, prefix: str = ""
+) -> None:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and isinstance(into.get(name, {}), dict):
+            _merge(into.setdefault(name, {}), value, origins, origin, f"{key}.")
+        else:
+            into[name] = value
+            origins[key] = f"EDIF_HPC_{key.replace('.', '__').upper()}" if origin == "environment" else origin

@@ -1,0 +1,145 @@
+"""The object store: payloads and results too large for Redis, through boto3.
+
+Keys carry request id and attempt, so that an attempt which lost its lease can never overwrite its successor's result.
+boto3 is synchronous; `in_thread` runs a call beside the event loop. It is imported on first use: it costs the gateway
+20 MB and a third of a second that most requests never need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from .endpoints import StoreEndpoint
+from .errors import Unavailable
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5
+READ_SECONDS = 60
+PART_BYTES = 16 * 1024 * 1024
+PARALLEL_PARTS = 4
+CHUNK_BYTES = 1024 * 1024
+DELETE_BATCH = 1000  # S3's own limit
+
+
+def payload_key(request_id: str) -> str:
+    return f"payloads/{request_id}"
+
+
+def result_key(request_id: str, attempt: int, token: str) -> str:
+    return f"results/{request_id}/{attempt}-{token[:16]}"
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Run one store call beside the event loop."""
+    return await asyncio.to_thread(function, *args)
+
+
+class Store:
+    """One bucket. Methods block; errors of the store and of the way to it are `Unavailable`."""
+
+    def __init__(self, endpoint: StoreEndpoint) -> None:
+        self.endpoint = endpoint
+        self._client: S3Client | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def client(self) -> S3Client:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect(self.endpoint.endpoint)
+            return self._client
+
+    def _connect(self, url: str) -> S3Client:
+        import boto3
+        from botocore.config import Config
+
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=url,
+            region_name=self.endpoint.region,
+            aws_access_key_id=self.endpoint.access_key,
+            aws_secret_access_key=self.endpoint.secret_key,
+            config=Config(
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=READ_SECONDS,
+                retries={"max_attempts": 3, "mode": "standard"},
+                s3={"addressing_style": "path"},
+                # Newer botocore adds a trailing checksum that many S3 servers do not read.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def _call(self, what: str, function: Callable[[], T]) -> T:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return function()
+        except (BotoCoreError, ClientError) as error:
+            raise Unavailable(f"The object store at {self.endpoint.endpoint} did not {what}: {error}") from error
+
+    def ensure_bucket(self) -> None:
+        from botocore.exceptions import ClientError
+
+        def ensure() -> None:
+            try:
+                self.client.head_bucket(Bucket=self.endpoint.bucket)
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in ("404", "NoSuchBucket"):
+                    raise
+                self.client.create_bucket(Bucket=self.endpoint.bucket)
+
+        self._call("open its bucket", ensure)
+
+    def put(self, key: str, body: bytes) -> None:
+        self._call(f"take {key}", lambda: self.client.put_object(Bucket=self.endpoint.bucket, Key=key, Body=body))
+
+    def upload(self, key: str, file: IO[bytes]) -> None:
+        """Upload an open file in parallel parts."""
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(
+            multipart_threshold=2 * PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARALLEL_PARTS
+        )
+        self._call(f"take {key}", lambda: self.client.upload_fileobj(file, self.endpoint.bucket, key, Config=config))
+
+    def get(self, key: str) -> bytes:
+        return self._call(
+            f"return {key}", lambda: self.client.get_object(Bucket=self.endpoint.bucket, Key=key)["Body"].read()
+        )
+
+    def open(self, key: str, byte_range: str | None = None) -> tuple[int, str | None, Iterator[bytes]]:
+        """Start reading an object: its length here, its Content-Range if ranged, and the chunks."""
+
+        def start() -> Any:
+            extra: dict[str, Any] = {"Range": byte_range} if byte_range else {}
+            return self.client.get_object(Bucket=self.endpoint.bucket, Key=key, **extra)
+
+        found = self._call(f"return {key}", start)
+        return found["ContentLength"], found.get("ContentRange"), found["Body"].iter_chunks(CHUNK_BYTES)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), DELETE_BATCH):
+            batch = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
+            self._call(
+                "delete objects",
+                lambda batch=batch: self.client.delete_objects(  # type: ignore[misc]
+                    Bucket=self.endpoint.bucket, Delete={"Objects": batch, "Quiet": True}
+                ),
+            )
+
+    def presign(self, key: str, seconds: float) -> str:
+        """A signed link to the object, for the endpoint that clients reach."""
+        client = self.client
+        if self.endpoint.public_endpoint not in ("", self.endpoint.endpoint):
+            client = self._connect(self.endpoint.public_endpoint)
+        return client.generate_presigned_url(
+            "get_object", Params={"Bucket": self.endpoint.bucket, "Key": key}, ExpiresIn=int(seconds)
+        )
