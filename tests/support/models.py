@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,12 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TASKS = {"qwen2.5-vl": "image-text-to-text"}
-"""The pipeline task to name in `TransformersModel(repo, task=…)`; everything else is text-generation."""
+TASKS = {"qwen2.5-vl": "image-text-to-text", "t5": "feature-extraction", "bart": "feature-extraction"}
+"""The pipeline task to name in `TransformersModel(repo, task=…)`; everything else is text-generation.
+
+Offline a task must be named, and transformers 5 has none left that loads a text encoder-decoder with its head: under
+`text-generation` T5 is refused and BART silently loses its encoder. `feature-extraction` loads both halves.
+"""
 
 # 64 wide and 4 heads everywhere; 2 key-value heads, so that two tensor-parallel ranks can share them. Weights are five
 # times the usual spread: with the usual one all logits of a tiny model are nearly equal and argmax tests prove little.
@@ -44,6 +47,17 @@ def repo_id(name: str) -> str:
 def task(name: str) -> str:
     """The pipeline task that fits this model."""
     return TASKS.get(name, "text-generation")
+
+
+def sample(name: str, model: Any, prompt: str = "The Eiffel Tower is located in the city of") -> dict[str, Any]:
+    """Keyword arguments of a trace that this model takes: `with model.trace(**sample(name, model)): …`."""
+    if name == "qwen2.5-vl":
+        from PIL import Image
+
+        image = Image.linear_gradient("L").resize((84, 84)).convert("RGB")
+        return {"text": f"<|vision_start|><|image_pad|><|vision_end|>{prompt}", "images": [image]}
+    ids = model.tokenizer(prompt, return_tensors="pt").input_ids
+    return {"input_ids": ids, "decoder_input_ids": ids[:, :3]} if name in ("t5", "bart") else {"input_ids": ids}
 
 
 def build_cache(root: Path, names: Iterable[str]) -> Path:
@@ -95,10 +109,8 @@ def test_cache() -> Path:
     """The directory that tests keep things in between runs."""
     named = os.environ.get("EDIF_HPC_TEST_CACHE")
     shelf = Path(named) if named else REPO / ".cache" / "tests"
-    try:
+    with suppress(OSError):
         shelf.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        pass
     if not os.access(shelf, os.W_OK):  # the checkout belongs to somebody else, as when tests run as an ordinary user
         shelf = Path(tempfile.gettempdir()) / f"edif-hpc-tests-{os.getuid()}"
         shelf.mkdir(mode=0o700, exist_ok=True)
@@ -152,7 +164,7 @@ def _lay(source: Path, hub: Path, repo: str) -> None:
 # -- the models -------------------------------------------------------------------------------------------------------
 
 
-def _tokenizer() -> Any:
+def _tokenizer(**extra: Any) -> Any:
     """A byte-level BPE trained on this file's own words: any text goes in and comes out again unchanged."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -173,6 +185,7 @@ def _tokenizer() -> Any:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
         model_max_length=256,
+        **extra,
     )
 
 
@@ -220,6 +233,99 @@ def _gpt2(folder: Path) -> None:
     _save(folder, GPT2Config(**_ids(), **shape), seed=1)
 
 
+def _llama(folder: Path) -> None:
+    from transformers import LlamaConfig
+
+    _save(folder, LlamaConfig(**_decoder(), tie_word_embeddings=False), seed=2)
+
+
+def _qwen3(folder: Path) -> None:
+    from transformers import Qwen3Config
+
+    _save(folder, Qwen3Config(**_decoder(), head_dim=WIDE // HEADS, tie_word_embeddings=True), seed=3)
+
+
+def _gemma3(folder: Path) -> None:
+    from transformers import Gemma3TextConfig
+
+    # A window shorter than the tests' prompts, so that sliding and full attention really differ.
+    windows = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2)}
+    shape = {"head_dim": WIDE // HEADS, "query_pre_attn_scalar": WIDE // HEADS}
+    _save(folder, Gemma3TextConfig(**_decoder(), **windows, **shape), seed=4)
+
+
+def _mixtral(folder: Path) -> None:
+    from transformers import MixtralConfig
+
+    _save(folder, MixtralConfig(**_decoder(), num_local_experts=4, num_experts_per_tok=2), seed=5)
+
+
+def _t5(folder: Path) -> None:
+    from transformers import T5Config
+
+    shape = {"d_model": WIDE, "d_kv": WIDE // HEADS, "d_ff": 2 * WIDE, "num_layers": 2, "num_decoder_layers": 2}
+    config = T5Config(**_ids(), **shape, num_heads=HEADS, decoder_start_token_id=0)
+    _save(folder, config, seed=6, auto="AutoModelForSeq2SeqLM")
+
+
+def _bart(folder: Path) -> None:
+    from transformers import BartConfig
+
+    layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 2 * WIDE, "decoder_ffn_dim": 2 * WIDE}
+    heads = {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS, "max_position_embeddings": 256}
+    config = BartConfig(**_ids(), **layers, **heads, d_model=WIDE, init_std=SPREAD, decoder_start_token_id=0)
+    _save(folder, config, seed=7, auto="AutoModelForSeq2SeqLM")
+
+
+def _qwen25_vl(folder: Path) -> None:
+    from transformers import PaddleOCRVLProcessor, Qwen2_5_VLConfig, Qwen2VLImageProcessorPil
+
+    tokenizer = _tokenizer(extra_special_tokens={"image_token": SPECIALS[-1]})
+    start, end, pad = (tokenizer.convert_tokens_to_ids(token) for token in SPECIALS[3:])
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    vision = {"depth": 2, "hidden_size": WIDE, "intermediate_size": 2 * WIDE, "num_heads": HEADS, "window_size": 56}
+    config = Qwen2_5_VLConfig(
+        text_config={**_decoder(), "rope_parameters": rope, "tie_word_embeddings": False},
+        vision_config={**vision, "out_hidden_size": WIDE, "fullatt_block_indexes": [1]},
+        image_token_id=pad,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        **_ids(),
+    )
+    _save(folder, config, seed=8, auto="AutoModelForImageTextToText")
+    images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112)
+    # Qwen's own processor insists on a video half, which needs torchvision, whose wheel needs a CUDA build of torch.
+    # PaddleOCR-VL's treats text and images in just the same way and has no video half.
+    PaddleOCRVLProcessor(image_processor=images, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(
+        folder
+    )
+
+
+def _gpt2_lora(folder: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(_built("gpt2"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        # Random B matrices too: with peft's zeros an adapter changes nothing and a test of it would prove nothing.
+        config = LoraConfig(
+            r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False, task_type="CAUSAL_LM"
+        )
+        adapted = get_peft_model(base, config)
+    adapted.peft_config["default"].base_model_name_or_path = repo_id("gpt2")
+    adapted.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the Hub
+
+
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "gpt2": _gpt2,
+    "llama": _llama,
+    "qwen3": _qwen3,
+    "gemma3": _gemma3,
+    "mixtral": _mixtral,
+    "t5": _t5,
+    "bart": _bart,
+    "qwen2.5-vl": _qwen25_vl,
+    "gpt2-lora": _gpt2_lora,
 }

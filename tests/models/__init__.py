@@ -1,0 +1,1 @@
+"""The models that tests run on: tiny ones with real architectures, and the real SmolLM2."""
