@@ -69,11 +69,12 @@ class Policy:
         scratch: a private directory (0700, of the uid that runs) that stays writable; None leaves no writable place.
             `file_bytes` bounds each file there and **not** their sum: give None, or a directory on a sized tmpfs.
         read_only: further places to read, such as PEFT adapters; the interpreter's own are added by `enter`.
-        memory_bytes: address space on top of what is mapped when `enter` is called; 0 for no limit. A device's
-            driver reserves far more address space than memory, so give 0 with accelerators.
+        memory_bytes: address space on top of what is mapped when `enter` is called; 0 for no limit. With devices it
+            bounds private writable memory instead.
         cpu_seconds: CPU time, over all threads, on top of what was used; 0 for no limit. SIGXCPU, then SIGKILL.
         file_bytes: the size of any one file written, the kept descriptors included; 0 for no limit.
-        processes: threads and processes of this *uid*, over the whole machine, that may exist; 0 for no limit.
+        processes: threads and processes of this *uid*, over the whole machine, at which no more may start; 0 for no
+            limit. A low number fails honest requests when the same user runs other things on the node.
         open_files: the number of descriptors.
         keep_fds: descriptors to keep; they become 3, 4, 5, ... in this order.
         nice: what to add to the niceness.
@@ -90,7 +91,7 @@ class Policy:
     memory_bytes: int = 8 * 1024 * MIB
     cpu_seconds: float = 0.0
     file_bytes: int = 4 * 1024 * MIB
-    processes: int = 0
+    processes: int = 8192
     open_files: int = 256
     keep_fds: tuple[int, ...] = ()
     nice: int = 0
