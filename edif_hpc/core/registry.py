@@ -46,8 +46,6 @@ class WorkerRecord(BaseModel):
     running: int = 0
     completed: int = 0
     models: list[ModelRecord] = []
-    environment: dict[str, Any] = {}
-    """`python_version` and `packages`, for nnsight.compare()."""
 
 
 class Registry:

@@ -281,7 +281,7 @@ def test_a_bell_names_the_session_only_to_its_owner(endpoint: RedisEndpoint) -> 
         ready = asyncio.Event()
 
         async def listen() -> None:
-            async for message in Events(redis).listen(keys.BELL_REQUESTS):
+            async for _, message in Events(redis).listen(keys.BELL_REQUESTS):
                 ready.set()
                 heard.append(message)
 

@@ -67,15 +67,15 @@ class Events:
             for stream, entries in _pairs(found)
         }
 
-    async def listen(self, channel: str) -> AsyncIterator[str]:
-        """Messages of one channel, beginning with "" once the subscription stands (read what was missed then)."""
+    async def listen(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
+        """(channel, message) pairs, with "" for a message once a subscription stands: read what was missed then."""
         async with self.redis.pubsub() as pubsub:
-            await pubsub.subscribe(channel)
+            await pubsub.subscribe(*channels)
             async for message in pubsub.listen():
                 if message["type"] == "subscribe":
-                    yield ""
+                    yield message["channel"].decode(), ""
                 elif message["type"] == "message":
-                    yield message["data"].decode()
+                    yield message["channel"].decode(), message["data"].decode()
 
 
 def _pairs(found: Any) -> list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]:

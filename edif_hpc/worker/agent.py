@@ -1,0 +1,322 @@
+"""The agent: claims requests that fit, keeps their leases, and ends in an orderly way. Holds the credentials; no torch.
+
+Four loops run side by side: claiming, heartbeats (lease renewal and registration), listening to the doorbell, and
+making models resident. Each claim is an `Attempt` in a task of its own. Redis may go away at any await: loops pause and
+go on, attempts keep their results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from edif_hpc import __version__
+from edif_hpc.core import log
+from edif_hpc.core.errors import EdifError, ModelError
+from edif_hpc.core.queue import Claim, Events, Queue, Release, Verdict, keys
+from edif_hpc.core.registry import Registry, WorkerRecord
+from edif_hpc.core.settings import Settings
+from edif_hpc.core.store import Store
+from edif_hpc.core.wire import ModelKey, Status
+
+from . import contract
+from .attempt import Attempt, log_end
+from .residents import Resident, Residents
+from .steady import AWAY
+
+logger = log.get("worker")
+
+PREFETCH_BELOW_SECONDS = 0.5
+"""A request is claimed ahead of a free slot only when runs are this short: behind a long one it would be stuck, while
+another worker may be free."""
+SWITCH_PATIENCE_SECONDS = 10.0
+"""How long a model that is not resident waits for an idle one to leave before one in use is retired for it."""
+LOAD_ATTEMPTS = 2
+DRAIN_SECONDS = 20.0
+FLUSH_MARGIN_SECONDS = 5.0
+"""Kept free before a deadline for uploads."""
+REDIS_PAUSE_SECONDS = 1.0
+ROOM_POLL_SECONDS = 1.0
+
+
+class Agent:
+    """One worker. `run` returns when it was told to stop, is idle for long, or its deadline is near."""
+
+    def __init__(
+        self, record: WorkerRecord, settings: Settings, queue: Queue, store: Store, residents: Residents
+    ) -> None:
+        self.record = record
+        self.settings = settings
+        self.queue = queue
+        self.store = store
+        self.residents = residents
+        self.registry = Registry(queue.redis)
+        self.attempts: dict[str, Attempt] = {}
+        self.draining = asyncio.Event()
+        self.drain_reason = Release.HANDBACK
+        self._wake = asyncio.Event()
+        self._stir = asyncio.Event()
+        self._wanted: dict[str, float] = {}
+        self._failed_loads: dict[str, int] = {}
+        self._last_busy = time.monotonic()
+        self._last_contact = time.monotonic()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def lease_seconds(self) -> float:
+        return self.settings.worker.lease_seconds
+
+    def remaining_seconds(self) -> float:
+        """What is left for requests before the deadline, less the flush margin."""
+        if self.record.deadline is None:
+            return 1e9
+        return self.record.deadline - time.time() - FLUSH_MARGIN_SECONDS
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until there is a reason to stop; then give back what cannot end."""
+        self.record.state = "serving"
+        loops = [
+            asyncio.create_task(loop)
+            for loop in (self._heartbeats(), self._listen(), self._claims(), self._make_resident())
+        ]
+        stop = asyncio.create_task(self.draining.wait())
+        try:
+            await asyncio.wait([stop, *loops], return_when=asyncio.FIRST_COMPLETED)
+            for loop in loops:
+                if loop.done() and not loop.cancelled():
+                    loop.result()
+        finally:
+            await self._drain(loops[0])
+            for task in (stop, *loops):
+                task.cancel()
+            await asyncio.gather(stop, *loops, return_exceptions=True)
+            await self.residents.close()
+            await self.registry.leave(self.record.worker_id)
+
+    def stop(self, reason: Release = Release.HANDBACK) -> None:
+        """Begin to drain: claim nothing more, let what runs end, hand the rest back."""
+        self.drain_reason = reason
+        self.record.state = "draining"
+        self.draining.set()
+        self._wake.set()
+
+    async def _drain(self, heartbeats: asyncio.Task[None]) -> None:
+        self.record.state = "draining"
+        logger.info("draining", running=len(self.attempts))
+        for attempt in list(self.attempts.values()):
+            if not attempt.started:
+                attempt.hand_back(self.drain_reason)
+        patience = min(DRAIN_SECONDS, max(0.0, self.remaining_seconds()))
+        await self._wait_for_attempts(patience)
+        for attempt in list(self.attempts.values()):
+            attempt.hand_back(self.drain_reason)
+        await self._wait_for_attempts(self.settings.worker.offline_seconds)
+
+    async def _wait_for_attempts(self, seconds: float) -> None:
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=seconds)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._wake.set()
+        self._stir.set()
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("attempt broke", error=repr(error), exc_info=error)
+
+    # -- claiming ----------------------------------------------------------------------------------------------------
+
+    async def _claims(self) -> None:
+        while not self.draining.is_set():
+            self._wake.clear()
+            try:
+                claim = await self._claim_next()
+            except AWAY as error:
+                logger.warning("redis is away", error=str(error))
+                await asyncio.sleep(REDIS_PAUSE_SECONDS)
+                continue
+            if claim is None:
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait for the bell; look anyway once a heartbeat, since a bell can be missed."""
+        try:
+            await asyncio.wait_for(self._wake.wait(), self.settings.worker.heartbeat_seconds)
+        except TimeoutError:
+            self._stop_when_idle()
+
+    def _stop_when_idle(self) -> None:
+        now = time.monotonic()
+        if self.attempts or self._wanted:
+            self._last_busy = now
+        if now - self._last_busy > self.settings.worker.idle_seconds:
+            logger.info("idle", seconds=self.settings.worker.idle_seconds)
+            self.stop()
+        if self.remaining_seconds() <= 0:
+            logger.info("walltime ends")
+            self.stop(Release.WALLTIME)
+
+    async def _claim_next(self) -> Claim | None:
+        free = {str(resident.key): resident for resident in self.residents.ready() if self._has_slot(resident)}
+        targets = sorted(free, key=lambda key: free[key].last_used)
+        claim = await self.queue.claim(
+            self.record.worker_id, targets, self.lease_seconds, self.remaining_seconds()
+        )  # fmt: skip
+        if claim is None:
+            await self._look_for_wanted()
+            return None
+        resident = free[claim.target]
+        resident.running += 1
+        resident.last_used = self._last_busy = time.monotonic()
+        attempt = Attempt(claim, resident, self.queue, self.store, self.settings)
+        self.attempts[claim.request_id] = attempt
+        self._spawn(self._serve(attempt, resident))
+        return claim
+
+    def _has_slot(self, resident: Resident) -> bool:
+        slots = self.settings.worker.concurrency
+        if resident.running < slots:
+            return True
+        expected = [a.claim.expected_seconds for a in self.attempts.values() if a.resident is resident]
+        short = all(0 < seconds < PREFETCH_BELOW_SECONDS for seconds in expected)
+        return short and resident.running < slots + 1
+
+    async def _look_for_wanted(self) -> None:
+        """Remember which models are waited for that are not here."""
+        now = time.monotonic()
+        waiting = await self.queue.waiting()
+        wanted = {key: self._wanted.get(key, now) for key in waiting if key not in self.residents.models}
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._stir.set()
+
+    async def _serve(self, attempt: Attempt, resident: Resident) -> None:
+        began = time.monotonic()
+        try:
+            outcome = await attempt.run()
+            log_end(attempt.claim, outcome, began)
+            if outcome and outcome.verdict is contract.Verdict.COMPLETED:
+                self.record.completed += 1
+        finally:
+            resident.running -= 1
+            resident.last_used = time.monotonic()
+            self.attempts.pop(attempt.claim.request_id, None)
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    async def _make_resident(self) -> None:
+        """Bring up what is waited for, one model after the other, and replace hosts that died."""
+        while True:
+            self._stir.clear()
+            try:
+                for resident in list(self.residents.models.values()):
+                    if resident.state == "ready" and resident.host and resident.host.died.done():
+                        logger.error("model host died", model=resident.key.repo_id)
+                        self.residents.forget(resident)
+                await self.residents.evict_retired()
+                for key in sorted(self._wanted, key=lambda key: self._wanted[key]):
+                    await self._bring_up(key, time.monotonic() - self._wanted[key])
+            except AWAY as error:
+                logger.warning("redis is away", error=str(error))
+            await self._until_stirred()
+
+    async def _until_stirred(self) -> None:
+        """Wait until something about models changed; while one waits for room, look again every second."""
+        with contextlib.suppress(TimeoutError):
+            patience = ROOM_POLL_SECONDS if self._wanted else self.settings.worker.heartbeat_seconds
+            await asyncio.wait_for(self._stir.wait(), patience)
+
+    async def _bring_up(self, text: str, waited: float) -> None:
+        key = ModelKey.parse(text)
+        try:
+            device = self.residents.room_for(key, patient=waited < SWITCH_PATIENCE_SECONDS)
+            if device is None:
+                return
+            await self._tell_waiting(text, f"Loading {key.repo_id}.")
+            logger.info("loading model", model=key.repo_id, device=device)
+            began = time.monotonic()
+            await self.residents.load(key, device, lambda step: None)
+            logger.info("model ready", model=key.repo_id, seconds=round(time.monotonic() - began, 2))
+            self._failed_loads.pop(text, None)
+        except ModelError as error:
+            await self._refuse_waiting(text, str(error))
+        except EdifError as error:
+            logger.error("model failed to load", model=key.repo_id, error=str(error))
+            self._failed_loads[text] = self._failed_loads.get(text, 0) + 1
+            if self._failed_loads[text] >= LOAD_ATTEMPTS:
+                await self._refuse_waiting(text, f"{key.repo_id} could not be loaded: {error}")
+        self._wanted.pop(text, None)
+        self._wake.set()
+
+    async def _tell_waiting(self, target: str, sentence: str) -> None:
+        await self.queue.note(await self.queue.waiting_for(target), Status.DEPLOYING, sentence)
+
+    async def _refuse_waiting(self, target: str, sentence: str) -> None:
+        for request_id in await self.queue.waiting_for(target):
+            await self.queue.withdraw(request_id, "", sentence, only_waiting=True)
+
+    # -- heartbeats and the doorbell -----------------------------------------------------------------------------------
+
+    async def _heartbeats(self) -> None:
+        while True:
+            try:
+                await self._beat()
+                self._last_contact = time.monotonic()
+            except AWAY as error:
+                silent = time.monotonic() - self._last_contact
+                logger.warning("heartbeat failed", error=str(error), silent_seconds=round(silent, 1))
+                if silent > self.settings.worker.offline_seconds:
+                    logger.error("cut off from Redis, ending")
+                    self.stop()
+            await asyncio.sleep(self.settings.worker.heartbeat_seconds)
+
+    async def _beat(self) -> None:
+        attempts = list(self.attempts.values())
+        self.record.version = __version__
+        self.record.running = len(attempts)
+        self.record.models = self.residents.records()
+        self.record.memory_used = sum(model.memory_bytes for model in self.record.models)
+        await self.registry.announce(self.record, self.lease_seconds)
+        verdicts = await self.queue.renew([attempt.claim for attempt in attempts], self.lease_seconds)
+        for attempt, verdict in zip(attempts, verdicts, strict=True):
+            if verdict is Verdict.LOST and attempt.claim.request_id in self.attempts:
+                attempt.lose()
+            elif verdict is Verdict.CANCEL:
+                attempt.cancel("Cancelled.")
+        for command in await self.registry.commands(self.record.worker_id):
+            self._obey(command)
+
+    def _obey(self, command: str) -> None:
+        verb, _, argument = command.partition(" ")
+        if verb == "cancel" and argument in self.attempts:
+            self.attempts[argument].cancel("Cancelled.")
+        elif verb in ("drain", "stop"):
+            self.stop()
+        elif verb == "load":
+            self._wanted.setdefault(argument, time.monotonic())
+            self._stir.set()
+        elif verb == "unload" and argument in self.residents.models:
+            self.residents.models[argument].retiring = True
+            self._stir.set()
+
+    async def _listen(self) -> None:
+        events = Events(self.queue.redis)
+        while True:
+            try:
+                async for channel, message in events.listen(keys.BELL_QUEUE, keys.BELL_WORKERS):
+                    if channel == keys.BELL_WORKERS and message == self.record.worker_id:
+                        for command in await self.registry.commands(self.record.worker_id):
+                            self._obey(command)
+                    self._wake.set()
+            except AWAY as error:
+                logger.warning("the doorbell is away", error=str(error))
+            await asyncio.sleep(REDIS_PAUSE_SECONDS)

@@ -1,0 +1,215 @@
+"""One claim, from its payload to its terminal status.
+
+The result is uploaded before COMPLETED is written, and everything written carries the claim's token. When Redis or
+the store is away the attempt waits with its result in hand; when the lease is lost it kills what runs and says nothing
+more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from edif_hpc.core import log
+from edif_hpc.core.errors import EdifError, LeaseLost
+from edif_hpc.core.queue import Claim, Queue, Release
+from edif_hpc.core.settings import Settings
+from edif_hpc.core.store import Store, in_thread, result_key
+from edif_hpc.core.wire import Status
+
+from .contract import Limits, Outcome, ResultFile, RunSpec, Verdict
+from .residents import Resident
+from .steady import until_done
+
+logger = log.get("worker")
+
+
+class Attempt:
+    """Runs one claim on a resident model."""
+
+    def __init__(self, claim: Claim, resident: Resident, queue: Queue, store: Store, settings: Settings) -> None:
+        self.claim = claim
+        self.resident = resident
+        self.queue = queue
+        self.store = store
+        self.settings = settings
+        self.started = False
+        self.run_id = f"{claim.request_id}:{claim.attempt}"
+        self.cancelled: str | None = None
+        self.handed_back: Release | None = None
+        self.lease_lost = False
+        self._sequence = 0
+        self._outbox: asyncio.Queue[tuple[Status, str] | None] = asyncio.Queue()
+        self._writer: asyncio.Task[None]
+
+    # -- from outside ------------------------------------------------------------------------------------------------
+
+    def cancel(self, reason: str) -> None:
+        """The owner or an admin wants it ended."""
+        self.cancelled = reason
+        self._kill()
+
+    def lose(self) -> None:
+        """The request is somebody else's now."""
+        self.lease_lost = True
+        self._kill()
+
+    def hand_back(self, reason: Release) -> None:
+        """This worker ends before the request does."""
+        self.handed_back = reason
+        self._kill()
+
+    def _kill(self) -> None:
+        if self.resident.host:
+            self.resident.host.cancel(self.run_id)
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> Outcome | None:
+        """Serve the claim to its end. Returns the outcome, or None when it went to somebody else."""
+        self._writer = asyncio.create_task(self._send_events())
+        outcome: Outcome | None = None
+        try:
+            outcome = await self._execute()
+            await self._settle(outcome)
+        except LeaseLost:
+            logger.warning("lease lost", request=self.claim.request_id, attempt=self.claim.attempt)
+            return None
+        except EdifError as error:
+            outcome = Outcome(Verdict.FAILED, str(error))
+            await self._finish_error(str(error), {})
+        finally:
+            self._writer.cancel()
+            if outcome and outcome.result:
+                outcome.result.close()
+        return outcome
+
+    async def _execute(self) -> Outcome:
+        host = self.resident.host
+        if host is None:
+            return Outcome(Verdict.LOST, "the model host was gone")
+        limits, record = self.settings.limits, self.claim.record
+        spec = RunSpec(
+            run_id=self.run_id,
+            compress=bool(record.get("compress")),
+            env=record.get("env") or {},
+            limits=Limits(
+                run_seconds=limits.run_seconds,
+                memory_bytes=limits.memory_bytes,
+                result_bytes=limits.result_bytes,
+                payload_bytes=limits.payload_bytes,
+                log_lines=limits.log_lines,
+            ),
+        )
+        return await host.run(spec, await self._payload(), self._on_log, self._on_start)
+
+    async def _payload(self) -> bytes:
+        key = self.claim.object_key
+        if not key:
+            return self.claim.payload
+        return await until_done(
+            "read a payload", lambda: in_thread(self.store.get, key), self.settings.worker.offline_seconds
+        )
+
+    def _on_start(self) -> None:
+        self.started = True
+        self._outbox.put_nowait((Status.RUNNING, "Your request is running."))
+
+    def _on_log(self, line: str) -> None:
+        self._outbox.put_nowait((Status.LOG, line))
+
+    async def _send_events(self) -> None:
+        """Write events one after the other, beside the run."""
+        while (event := await self._outbox.get()) is not None:
+            self._sequence += 1
+            status, description = event
+            sequence = self._sequence
+            await self._steadily(
+                "write an event", lambda s=status, d=description, n=sequence: self.queue.event(self.claim, n, s, d)
+            )
+
+    async def _flush(self) -> None:
+        """Wait until every event so far is written, so that the terminal one comes last."""
+        if not self._writer.done():
+            self._outbox.put_nowait(None)
+        await self._writer
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def _settle(self, outcome: Outcome) -> None:
+        if self.lease_lost:
+            raise LeaseLost(f"Request {self.claim.request_id} was taken from this worker.")
+        if outcome.verdict is Verdict.COMPLETED and outcome.result:
+            await self._deliver(outcome.result, outcome.meta)
+        elif self.cancelled is not None:
+            await self._finish_error(self.cancelled, outcome.meta)
+        elif self.handed_back is not None:
+            await self._release(self.handed_back, "Back in the queue: its worker is ending.")
+        elif outcome.verdict in (Verdict.LOST, Verdict.CANCELLED):
+            await self._release(Release.LOSS, f"Back in the queue: {outcome.description or 'its executor was killed'}.")
+        else:
+            await self._finish_error(outcome.description, outcome.meta)
+
+    async def _deliver(self, result: ResultFile, meta: dict[str, Any]) -> None:
+        seconds = float(meta.get("runtime", 0.0))
+        if result.size <= self.settings.limits.inline_bytes:
+            body = os.pread(result.fd, result.size, 0)
+            await self._flush()
+            await self._steadily(
+                "write a result",
+                lambda: self.queue.finish(
+                    self.claim, Status.COMPLETED, data={"inline": result.size}, meta=meta, run_seconds=seconds,
+                    result=body,
+                ),
+            )  # fmt: skip
+            return
+        key = result_key(self.claim.request_id, self.claim.attempt, self.claim.token)
+        await until_done(
+            "store a result",
+            lambda: in_thread(self._upload, key, result),
+            self.settings.worker.offline_seconds,
+            lambda: self._on_log("The object store is away; your result is kept and will be stored when it is back."),
+        )
+        await self._flush()
+        await self._steadily(
+            "write a result",
+            lambda: self.queue.finish(
+                self.claim, Status.COMPLETED, data={"object": key, "bytes": result.size}, meta=meta,
+                run_seconds=seconds, object_key=key,
+            ),
+        )  # fmt: skip
+
+    def _upload(self, key: str, result: ResultFile) -> None:
+        with open(os.dup(result.fd), "rb") as file:
+            file.seek(0)
+            self.store.upload(key, file)
+
+    async def _finish_error(self, description: str, meta: dict[str, Any]) -> None:
+        await self._flush()
+        await self._steadily(
+            "write an error",
+            lambda: self.queue.finish(
+                self.claim, Status.ERROR, description, meta=meta, run_seconds=float(meta.get("runtime", -1.0))
+            ),
+        )
+
+    async def _release(self, reason: Release, description: str) -> None:
+        await self._flush()
+        await self._steadily("release a request", lambda: self.queue.release(self.claim, reason, description))
+
+    async def _steadily(self, what: str, action: Any) -> None:
+        await until_done(what, action, self.settings.worker.offline_seconds)
+
+
+def log_end(claim: Claim, outcome: Outcome | None, began: float) -> None:
+    logger.info(
+        "request ended",
+        request=claim.request_id,
+        attempt=claim.attempt,
+        user=claim.user,
+        verdict=outcome.verdict.value if outcome else "taken",
+        isolation=outcome.isolation.value if outcome else None,
+        seconds=round(time.monotonic() - began, 4),
+    )

@@ -1,0 +1,107 @@
+"""Start one worker: read the endpoints, see what the machine has, run the agent until a signal or its own end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from edif_hpc import __version__
+from edif_hpc.core import log
+from edif_hpc.core.endpoints import redis_endpoint, store_endpoint
+from edif_hpc.core.errors import SettingsError
+from edif_hpc.core.home import Home
+from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.queue import Queue
+from edif_hpc.core.registry import Registry, WorkerRecord
+from edif_hpc.core.settings import Settings
+from edif_hpc.core.store import Store
+
+from . import sandbox
+from .agent import Agent
+from .environment import environment
+from .residents import Residents
+from .sandbox.kernel import protect_process
+
+MODEL_SHARE = 0.75
+"""Share of a machine's memory that models may take when the settings name none; the rest is for requests."""
+
+logger = log.get("worker")
+
+
+def serve(
+    home: Home, settings: Settings, *, worker_id: str = "", pool: str = "local", deadline: float | None = None
+) -> None:
+    """Run a worker in the foreground."""
+    log.configure("worker", settings.log_level)
+    protect_process()
+    asyncio.run(_serve(home, settings, worker_id or f"worker-{secrets.token_hex(3)}", pool, deadline))
+
+
+def choose_isolation(settings: Settings) -> Isolation:
+    """The level that was asked for, else the strongest the kernel offers.
+
+    Raises:
+        SettingsError: the kernel does not offer what is demanded.
+    """
+    reach = sandbox.probe()
+    wanted = settings.worker.isolation or reach.level
+    demanded = settings.worker.required_isolation
+    if not reach.level.covers(wanted) or not wanted.covers(demanded):
+        raise SettingsError(
+            f"Isolation {max(wanted, demanded, key=lambda level: level.rank)} is demanded and this machine reaches "
+            f"{reach.level}: {' '.join(reach.reasons) or 'worker.isolation is set lower.'}"
+        )
+    return wanted
+
+
+def memory_budget(settings: Settings) -> int:
+    """Bytes that models may take in the machine's own memory."""
+    return settings.worker.memory_bytes or int(psutil.virtual_memory().available * MODEL_SHARE)
+
+
+def model_cache(home: Home, settings: Settings) -> Path:
+    return Path(settings.models.cache).expanduser() if settings.models.cache else home.hub
+
+
+async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, deadline: float | None) -> None:
+    isolation = choose_isolation(settings)
+    redis = redis_endpoint(home, settings).client()
+    scratch = Path(tempfile.mkdtemp(prefix=f"edif-hpc-{worker_id}-"))
+    devices = {"cpu": memory_budget(settings)}
+    cache = model_cache(home, settings)
+    record = WorkerRecord(
+        worker_id=worker_id, version=__version__, host=socket.gethostname(), pid=os.getpid(), started=time.time(),
+        pool=pool, isolation=isolation, device=next(iter(devices)), deadline=deadline,
+        memory_budget=sum(devices.values()),
+    )  # fmt: skip
+    agent = Agent(
+        record,
+        settings,
+        Queue(redis, settings.limits),
+        Store(store_endpoint(home, settings)),
+        Residents(settings, cache, scratch, devices, isolation),
+    )
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        loop.add_signal_handler(name, agent.stop)
+    remembering = asyncio.create_task(_remember_environment(agent))
+    try:
+        logger.info("serving", worker=worker_id, isolation=isolation.value, devices=devices)
+        await agent.run()
+    finally:
+        remembering.cancel()
+        await redis.aclose()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+async def _remember_environment(agent: Agent) -> None:
+    await Registry(agent.queue.redis).remember_environment(await asyncio.to_thread(environment))

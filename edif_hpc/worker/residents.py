@@ -1,0 +1,195 @@
+"""The models on one worker: loaded on demand within the memory of each device, the least recently used idle one leaves.
+
+What it must not know: the queue. It is asked to make a model resident, and says what is resident.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edif_hpc.core import log
+from edif_hpc.core.errors import EdifError, HostError, ModelError
+from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.registry import ModelRecord, ModelState
+from edif_hpc.core.settings import Settings
+from edif_hpc.core.wire import ModelKey
+from edif_hpc.hardware.checkpoint import Checkpoint, describe
+from edif_hpc.hardware.memory import required_bytes
+
+from .contract import HostSpec
+from .host_client import ModelHost
+
+logger = log.get("worker")
+
+
+@dataclass
+class Resident:
+    """One model here. `retiring` ones take no more requests, so that they can leave."""
+
+    key: ModelKey
+    device: str
+    memory_bytes: int
+    state: ModelState = "loading"
+    host: ModelHost | None = None
+    running: int = 0
+    retiring: bool = False
+    last_used: float = field(default_factory=time.monotonic)
+
+    def record(self) -> ModelRecord:
+        return ModelRecord(
+            model_key=str(self.key),
+            state=self.state,
+            memory_bytes=self.memory_bytes,
+            running=self.running,
+            pids=self.host.pids() if self.host else {},
+        )
+
+
+class Residents:
+    """Loads, keeps and evicts. `devices`: torch device -> bytes that models may take there."""
+
+    def __init__(
+        self, settings: Settings, cache: Path, scratch: Path, devices: dict[str, int], isolation: Isolation
+    ) -> None:
+        self.settings = settings
+        self.cache = cache
+        self.scratch = scratch
+        self.devices = devices
+        self.isolation = isolation
+        self.models: dict[str, Resident] = {}
+        self.failures: dict[str, str] = {}
+        self._loading = asyncio.Lock()
+
+    def ready(self) -> list[Resident]:
+        return [resident for resident in self.models.values() if resident.state == "ready" and not resident.retiring]
+
+    def records(self) -> list[ModelRecord]:
+        failed = [ModelRecord(model_key=key, state="failed", error=text) for key, text in self.failures.items()]
+        return [resident.record() for resident in self.models.values()] + failed
+
+    def used(self, device: str) -> int:
+        return sum(resident.memory_bytes for resident in self.models.values() if resident.device == device)
+
+    def size(self, key: ModelKey) -> int:
+        """Memory the model will take, from its headers in the cache.
+
+        Raises:
+            ModelError: not in the cache, not allowed, or too large for every device here.
+        """
+        self._check_allowed(key)
+        checkpoint: Checkpoint = describe(self.cache, key.repo_id, key.revision)
+        dtype = self.settings.models.dtype.get(key.repo_id, "auto")
+        needed = required_bytes(checkpoint, dtype, next(iter(self.devices)).partition(":")[0])
+        largest = max(self.devices.values())
+        if needed > largest:
+            raise ModelError(
+                f"{key.repo_id} needs {needed / 2**30:.1f} GiB and the largest device of this worker offers "
+                f"{largest / 2**30:.1f} GiB; choose a smaller model or dtype, or raise worker.memory_bytes."
+            )
+        return needed
+
+    def _check_allowed(self, key: ModelKey) -> None:
+        if not any(fnmatch.fnmatchcase(key.repo_id, pattern) for pattern in self.settings.models.allow):
+            raise ModelError(f"{key.repo_id} may not be loaded here; an admin can add it to models.allow.")
+        if key.trust_remote_code and key.repo_id not in self.settings.models.trust_remote_code:
+            raise ModelError(
+                f"{key.repo_id} asks to run its own code, and is not among models.trust_remote_code; "
+                "load it without trust_remote_code or ask an admin."
+            )
+
+    def room_for(self, key: ModelKey, patient: bool) -> str | None:
+        """A device with room, else None after asking the least recently used idle model to make some.
+
+        With `patient` only models that nobody uses are asked; otherwise one in use is retired first.
+        """
+        needed = self.size(key)
+        for device, budget in self.devices.items():
+            if self.used(device) + needed <= budget:
+                return device
+        candidates = [r for r in self.ready() if needed <= self.devices[r.device] and not (patient and r.running)]
+        if candidates:
+            victim = min(candidates, key=lambda resident: resident.last_used)
+            victim.retiring = True
+            logger.info("model makes room", model=victim.key.repo_id, wanted=key.repo_id)
+        return None
+
+    async def evict_retired(self) -> list[Resident]:
+        """Close retiring models that nobody uses any more."""
+        leaving = [r for r in self.models.values() if r.retiring and not r.running and r.state == "ready"]
+        for resident in leaving:
+            del self.models[str(resident.key)]
+            if resident.host:
+                await resident.host.close()
+            logger.info("model evicted", model=resident.key.repo_id)
+        return leaving
+
+    async def load(self, key: ModelKey, device: str, on_progress: Callable[[str], None]) -> Resident:
+        """Make a model resident.
+
+        Raises:
+            HostError: it could not be loaded; the reason is remembered in `failures`.
+        """
+        async with self._loading:
+            resident = Resident(key, device, self.size(key))
+            self.models[str(key)] = resident
+            try:
+                resident.host = await ModelHost.start(self._spec(key, device), on_progress)
+            except EdifError as error:
+                del self.models[str(key)]
+                self.failures[str(key)] = str(error)
+                raise
+            except BaseException:
+                self.models.pop(str(key), None)
+                raise
+            resident.memory_bytes = max(resident.memory_bytes, resident.host.memory_bytes)
+            resident.state = "ready"
+            resident.last_used = time.monotonic()
+            self.failures.pop(str(key), None)
+            return resident
+
+    def _spec(self, key: ModelKey, device: str) -> HostSpec:
+        worker, models = self.settings.worker, self.settings.models
+        return HostSpec(
+            model_key=str(key),
+            cache=self.cache,
+            scratch=self.scratch,
+            isolation=self.isolation,
+            required=worker.required_isolation,
+            dtype=models.dtype.get(key.repo_id, "auto"),
+            device=device,
+            threads=worker.threads or default_threads(worker.concurrency),
+            spares=worker.spares,
+            adapters={name: str(adapter_folder(self.cache, name)) for name in models.adapters},
+        )
+
+    def forget(self, resident: Resident) -> None:
+        """A host died: its model is no longer here."""
+        self.models.pop(str(resident.key), None)
+
+    async def close(self) -> None:
+        hosts = [resident.host for resident in self.models.values() if resident.host]
+        self.models.clear()
+        await asyncio.gather(*(host.close() for host in hosts))
+
+
+def default_threads(concurrency: int) -> int:
+    import os
+
+    return max(1, len(os.sched_getaffinity(0)) // concurrency)
+
+
+def adapter_folder(cache: Path, name: str) -> Path:
+    """Where an admin's adapter lies in the cache.
+
+    Raises:
+        HostError: it is not there.
+    """
+    try:
+        return describe(cache, name, None).path
+    except ModelError as error:
+        raise HostError(f"The adapter {name} of models.adapters is not usable: {error}") from error
