@@ -1,0 +1,105 @@
+"""How much memory a model needs to be served, before anything is loaded: pure arithmetic on file headers.
+
+An estimate errs upwards: a refusal names both figures, while a model host that dies of memory takes requests with it.
+What this module must not know: how much is free (`detect` says that), and which of several models gives way.
+"""
+
+from __future__ import annotations
+
+from edif_hpc.core.errors import ModelError, SettingsError
+from edif_hpc.hardware.checkpoint import Checkpoint
+
+MIB = 1024**2
+GIB = 1024**3
+
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "U32": 32,
+    "I32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "C64": 64,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
+"""Bits per element of what safetensors can store."""
+
+HELD = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
+"""Bits per element of the dtypes a model can be held in."""
+
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+"""Only these follow the dtype asked for; integers and eight-bit floats stay as they are stored."""
+
+RUNTIME_BYTES = {"cpu": 768 * MIB, "cuda": 1536 * MIB, "rocm": 2048 * MIB}
+"""What a served model costs beside its weights, in bytes.
+
+cpu: a model host with torch, transformers and nnsight measured 330 MiB here (Debian 12, torch 2.13, tiny GPT-2); the
+rest is room for its zygote and one executor, whose imports are mostly shared pages. cuda: two processes that use the
+device (host and executor) at about 500 MiB of context each, and cuBLAS workspaces. rocm: as cuda, and MIOpen's and
+hipBLASLt's larger workspaces. The two accelerator figures are estimates that were not measured by this project.
+"""
+
+ACTIVATION_SHARE = 0.10
+"""Of the weights: one prompt's activations and key-value cache. Longer ones meet the request's own memory limit."""
+
+
+def weight_bytes(checkpoint: Checkpoint, dtype: str = "auto") -> int:
+    """The weights in memory, in bytes, when held as `dtype` ("auto": the checkpoint's own).
+
+    Raises:
+        SettingsError: `dtype` is not one a model can be held in.
+    """
+    if checkpoint.quantization is not None:
+        return checkpoint.stored_bytes  # packed; the quantiser, not the dtype, decides what is unpacked
+    held = HELD.get(checkpoint.dtype if dtype == "auto" else dtype)
+    if held is None and dtype != "auto":
+        raise SettingsError(f"dtype {dtype!r} is unknown; use auto, {', '.join(sorted(HELD))}.")
+    bits = 0
+    for stored, count in checkpoint.counts:
+        own = BITS.get(stored, 64)
+        bits += count * (held if held is not None and stored in FLOATING else own)
+    return -(-bits // 8)
+
+
+def required_bytes(checkpoint: Checkpoint, dtype: str = "auto", accelerator: str = "cpu") -> int:
+    """What has to be free to serve this model, in bytes, weights included."""
+    weights = weight_bytes(checkpoint, dtype)
+    return weights + int(weights * ACTIVATION_SHARE) + RUNTIME_BYTES[accelerator]
+
+
+def fits(checkpoint: Checkpoint, available: int, dtype: str = "auto", accelerator: str = "cpu") -> bool:
+    """Whether `available` bytes are enough."""
+    return required_bytes(checkpoint, dtype, accelerator) <= available
+
+
+def check_fits(checkpoint: Checkpoint, largest: int, dtype: str = "auto", accelerator: str = "cpu") -> None:
+    """Refuse a model that even the emptiest worker (`largest` bytes) could not hold.
+
+    Raises:
+        ModelError: naming what it needs and what there is.
+    """
+    needed = required_bytes(checkpoint, dtype, accelerator)
+    if needed <= largest:
+        return
+    held = checkpoint.dtype if dtype == "auto" else dtype
+    raise ModelError(
+        f"The model {checkpoint.repo_id!r} needs about {gib(needed)} as {held} and the largest worker of this service "
+        f"has {gib(largest)}; use a smaller model, or ask its admin for a larger worker or a smaller dtype."
+    )
+
+
+def gib(size: int) -> str:
+    """`12.3 GiB`; two digits below one, so that a tiny model is not 0.0."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / GIB:.2f} GiB"

@@ -1,0 +1,1 @@
+"""The pure estimates and parsers of `edif_hpc.hardware`."""
