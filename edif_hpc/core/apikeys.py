@@ -59,6 +59,12 @@ class ApiKeys:
         await self.redis.hset(keys.API_KEYS, digest, json.dumps(asdict(record)))
         return key, record
 
+    async def ensure(self, key: str, user: str, *, tags: tuple[str, ...] = ()) -> None:
+        """Know a key that a file already holds, such as the owner's. One that was revoked stays revoked."""
+        digest = hashed(key)
+        record = ApiKey(digest[:12], user, time.time(), tags=tags)
+        await self.redis.hsetnx(keys.API_KEYS, digest, json.dumps(asdict(record)))
+
     async def find(self, key: str) -> ApiKey | None:
         """The record of a key that is known and not revoked."""
         found = await self.redis.hget(keys.API_KEYS, hashed(key))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
@@ -27,6 +27,10 @@ OWNER_KEY = "owner-key"
 PORTS = "ports.json"
 
 CONNECT_SECONDS = 5.0
+COMMAND_SECONDS = 5.0
+POOL_SECONDS = 10.0
+CONNECTIONS = 64
+"""A burst of 700 requests at once would otherwise open as many connections."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,24 @@ class RedisEndpoint:
         """Without credentials, for people and logs."""
         return self.url
 
-    def client(self, *, retries: int = 1) -> Redis:
-        """A client whose pool grows on demand. Commands are retried once on a connection that went stale."""
-        return Redis.from_url(
+    def client(self, *, retries: int = 1, connections: int = CONNECTIONS) -> Redis:
+        """A client whose pool grows on demand; beyond `connections` a command waits for one.
+
+        Commands are retried once on a connection that went stale.
+        """
+        pool = BlockingConnectionPool.from_url(
             self.url,
+            max_connections=connections,
+            timeout=POOL_SECONDS,
             username=self.username or None,
             password=self.password or None,
             socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=COMMAND_SECONDS,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
             retry_on_error=[ConnectionError],
             protocol=2,
         )
+        return Redis.from_pool(pool)
 
     def with_credentials(self) -> str:
         """The URL with its credentials, for a library that takes nothing else. Never log it."""

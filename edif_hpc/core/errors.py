@@ -12,6 +12,8 @@ never one of these.
     ├── ModelKeyError             400  model_key           the key names a class that is not on the allow-list
     ├── ModelError                404  model               not in the cache, not allowed, or cannot fit
     ├── KeyRequired               401  key_required        no key, or one that is unknown or revoked
+    ├── AdminRequired             403  admin_required      the key is not an admin's
+    ├── LinkInvalid               403  link                a result link that expired or was tampered with
     ├── NotYours                  404  unknown_request     unknown, expired or another user's
     ├── QuotaExceeded             429  quota
     ├── Unavailable               503  unavailable         Redis or the store is away; try again
@@ -60,6 +62,16 @@ class ModelError(EdifError):
 class KeyRequired(EdifError):
     code = "key_required"
     http_status = 401
+
+
+class AdminRequired(EdifError):
+    code = "admin_required"
+    http_status = 403
+
+
+class LinkInvalid(EdifError):
+    code = "link"
+    http_status = 403
 
 
 class NotYours(EdifError):

@@ -25,6 +25,8 @@ READ_SECONDS = 60
 PART_BYTES = 16 * 1024 * 1024
 PARALLEL_PARTS = 4
 CHUNK_BYTES = 1024 * 1024
+CONNECTIONS = 32
+"""Kept open to the store; downloads beyond it open one each."""
 DELETE_BATCH = 1000  # S3's own limit
 
 
@@ -47,6 +49,7 @@ class Store:
     def __init__(self, endpoint: StoreEndpoint) -> None:
         self.endpoint = endpoint
         self._client: S3Client | None = None
+        self._public: S3Client | None = None
         self._lock = threading.Lock()
 
     @property
@@ -69,6 +72,7 @@ class Store:
             config=Config(
                 connect_timeout=CONNECT_SECONDS,
                 read_timeout=READ_SECONDS,
+                max_pool_connections=CONNECTIONS,
                 retries={"max_attempts": 3, "mode": "standard"},
                 s3={"addressing_style": "path"},
                 # Newer botocore adds a trailing checksum that many S3 servers do not read.
@@ -139,7 +143,8 @@ class Store:
         """A signed link to the object, for the endpoint that clients reach."""
         client = self.client
         if self.endpoint.public_endpoint not in ("", self.endpoint.endpoint):
-            client = self._connect(self.endpoint.public_endpoint)
+            with self._lock:
+                client = self._public = self._public or self._connect(self.endpoint.public_endpoint)
         return client.generate_presigned_url(
             "get_object", Params={"Bucket": self.endpoint.bucket, "Key": key}, ExpiresIn=int(seconds)
         )

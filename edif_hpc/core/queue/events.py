@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as ConnectionLost
 
 from ..wire import Status
 from . import keys
 
 START = "0-0"
+SILENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,26 @@ class Events:
         }
 
     async def listen(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
-        """(channel, message) pairs, with "" for a message once a subscription stands: read what was missed then."""
+        """(channel, message) pairs, with "" for a message once a subscription stands: read what was missed then.
+
+        A silent connection is probed, since one that a firewall dropped looks like one on which nothing happens.
+
+        Raises:
+            redis.exceptions.ConnectionError: the connection is gone; listen again.
+        """
         async with self.redis.pubsub() as pubsub:
             await pubsub.subscribe(*channels)
-            async for message in pubsub.listen():
-                if message["type"] == "subscribe":
-                    yield message["channel"].decode(), ""
-                elif message["type"] == "message":
-                    yield message["channel"].decode(), message["data"].decode()
+            probed = False
+            while True:
+                message = await pubsub.get_message(timeout=SILENCE_SECONDS)
+                if message is None:
+                    if probed:
+                        raise ConnectionLost(f"Redis is silent on {', '.join(channels)}.")
+                    await pubsub.ping()
+                probed = message is None
+                if message is not None and message["type"] in ("subscribe", "message"):
+                    said = message["data"].decode() if message["type"] == "message" else ""
+                    yield message["channel"].decode(), said
 
 
 def _pairs(found: Any) -> list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -253,6 +254,10 @@ class Queue:
         """Objects in the store that may be deleted."""
         found = await self.redis.zrangebyscore(keys.OBJECTS, "-inf", int(now * 1000), start=0, num=limit)
         return [key.decode() for key in found]
+
+    async def expire_object(self, object_key: str, seconds: float) -> None:
+        """Have an object deleted in time, whatever becomes of the process that stores it; a later call overrides."""
+        await self.redis.zadd(keys.OBJECTS, {object_key: int((time.time() + seconds) * 1000)})
 
     async def forget_objects(self, object_keys: Sequence[str]) -> None:
         if object_keys:
