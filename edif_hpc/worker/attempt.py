@@ -141,6 +141,7 @@ class Attempt:
     async def _settle(self, outcome: Outcome) -> None:
         if self.lease_lost:
             raise LeaseLost(f"Request {self.claim.request_id} was taken from this worker.")
+        outcome.meta["isolation"] = outcome.isolation.value
         if outcome.verdict is Verdict.COMPLETED and outcome.result:
             await self._deliver(outcome.result, outcome.meta)
         elif self.cancelled is not None:
