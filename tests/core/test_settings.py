@@ -1,0 +1,78 @@
+"""Settings say where they came from, refuse what they do not know, and a home is private."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from edif_hpc.core.errors import SettingsError
+from edif_hpc.core.home import Home
+from edif_hpc.core.settings import load
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "edif-hpc.toml"
+    path.write_text('[gateway]\nport = 8100\n[models.dtype]\n"org/name" = "bfloat16"\n')
+    return path
+
+
+def test_stronger_sources_win_and_say_so(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(file).settings.gateway.port == 8100
+    monkeypatch.setenv("EDIF_HPC_GATEWAY__PORT", "8200")
+    loaded = load(file)
+    assert loaded.settings.gateway.port == 8200
+    assert loaded.origins["gateway.port"] == "EDIF_HPC_GATEWAY__PORT"
+    loaded = load(file, {"gateway": {"port": 8300}})
+    assert loaded.settings.gateway.port == 8300
+    assert loaded.origins["gateway.port"] == "command line"
+    assert loaded.origins["models.dtype.org/name"] == str(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[gateway]\nprot = 1\n", "gateway.prot"),
+        ("[gatway]\nport = 1\n", "gatway"),
+        ("[gateway]\nport = 70000\n", "gateway.port"),
+        ('[worker]\nisolation = "total"\n', "worker.isolation"),
+        ('[redis]\nurl = "redis://:secret@host/0"\n', "redis.url"),
+        ('[redis]\nurl = "http://host"\n', "redis.url"),
+        ("[gateway\n", "not TOML"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key(file: Path, text: str, names: str) -> None:
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=names):
+        load(file)
+
+
+def test_a_misspelled_variable_is_refused_with_its_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDIF_HPC_GATEWAY__PROT", "1")
+    with pytest.raises(SettingsError, match="EDIF_HPC_GATEWAY__PROT"):
+        load(file)
+
+
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no settings file"):
+        load(tmp_path / "none.toml", must_exist=True)
+
+
+def test_a_home_and_its_secrets_are_private(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").create()
+    first = home.secret("redis-password")
+    assert first == home.secret("redis-password")
+    assert stat.S_IMODE(home.root.stat().st_mode) == 0o700
+    assert stat.S_IMODE((home.secrets / "redis-password").stat().st_mode) == 0o600
+    assert os.listdir(home.secrets) == ["redis-password"]
+    (home.secrets / "redis-password").chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        home.secret("redis-password")
+    home.root.chmod(0o755)
+    with pytest.raises(SettingsError, match="chmod 700"):
+        home.check()
