@@ -244,7 +244,9 @@ class Agent:
             await self._tell_waiting(text, f"Loading {key.repo_id}.")
             logger.info("loading model", model=key.repo_id, device=device)
             began = time.monotonic()
-            await self.residents.load(key, device, lambda step: None)
+            resident = await self.residents.load(key, device, lambda step: None)
+            if resident.host:
+                resident.host.died.add_done_callback(lambda _: self._stir.set())
             logger.info("model ready", model=key.repo_id, seconds=round(time.monotonic() - began, 2))
             self._failed_loads.pop(text, None)
         except ModelError as error:

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from edif_hpc.core import log
-from edif_hpc.core.errors import EdifError, LeaseLost
+from edif_hpc.core.errors import EdifError, HostError, LeaseLost
 from edif_hpc.core.queue import Claim, Queue, Release
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread, result_key
@@ -103,7 +103,11 @@ class Attempt:
                 log_lines=limits.log_lines,
             ),
         )
-        return await host.run(spec, await self._payload(), self._on_log, self._on_start)
+        payload = await self._payload()
+        try:
+            return await host.run(spec, payload, self._on_log, self._on_start)
+        except HostError as error:
+            return Outcome(Verdict.LOST, str(error))
 
     async def _payload(self) -> bytes:
         key = self.claim.object_key
@@ -149,7 +153,9 @@ class Attempt:
         elif self.handed_back is not None:
             await self._release(self.handed_back, "Back in the queue: its worker is ending.")
         elif outcome.verdict in (Verdict.LOST, Verdict.CANCELLED):
-            await self._release(Release.LOSS, f"Back in the queue: {outcome.description or 'its executor was killed'}.")
+            # What never began has no part in why its host died: it goes back without counting as a loss.
+            reason = Release.LOSS if self.started else Release.HANDBACK
+            await self._release(reason, f"Back in the queue: {outcome.description or 'its executor was killed'}.")
         else:
             await self._finish_error(outcome.description, outcome.meta)
 
