@@ -155,7 +155,7 @@ class Attempt:
         elif outcome.verdict in (Verdict.LOST, Verdict.CANCELLED):
             # What never began has no part in why its host died: it goes back without counting as a loss.
             reason = Release.LOSS if self.started else Release.HANDBACK
-            await self._release(reason, f"Back in the queue: {outcome.description or 'its executor was killed'}.")
+            await self._release(reason, f"Back in the queue: {outcome.description.rstrip('.') or 'its executor was killed'}.")
         else:
             await self._finish_error(outcome.description, outcome.meta)
 
