@@ -6,6 +6,7 @@ of the header. What this module must not know: which model a file belongs to, be
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -62,3 +63,18 @@ def count_tensors(header: dict[str, Any]) -> Shard:
         counts[str(tensor["dtype"])] = counts.get(str(tensor["dtype"]), 0) + math.prod(shape)
         end = max(end, int(tensor["data_offsets"][1]))
     return Shard(counts, end)
+
+
+def digest_tensors(path: Path) -> str:
+    """A sha256 of the tensors in the order of their names: equal weights have equal digests, however laid out."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+        for name in sorted(header.keys() - {"__metadata__"}):
+            tensor = header[name]
+            start, end = tensor["data_offsets"]
+            digest.update(f"{name}\0{tensor['dtype']}\0{tensor['shape']}\n".encode())
+            handle.seek(8 + length + start)
+            digest.update(handle.read(end - start))
+    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import struct
 import subprocess
@@ -14,36 +13,16 @@ import pytest
 
 from edif_hpc.core.errors import ModelError
 from edif_hpc.hardware.checkpoint import broken_models, describe, list_models
+from tests.support.cache_files import COMMIT, CONFIG, TENSORS, entry, tensors_bytes
 
 pytestmark = pytest.mark.fast
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-WIDTHS = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
+LLAMA, ONE = CONFIG, TENSORS
 
 
 def write_tensors(path: Path, tensors: dict[str, tuple[str, list[int]]], short: int = 0) -> None:
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, (kind, shape) in tensors.items():
-        start = end
-        end += WIDTHS[kind] * math.prod(shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end - short))
-
-
-def entry(cache: Path, repo_id: str = "org/name", config: dict | None = None, ref: str = "main") -> Path:
-    folder = cache / ("models--" + repo_id.replace("/", "--"))
-    snapshot = folder / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (folder / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
-    (folder / "refs" / ref).write_text(COMMIT)
-    if config is not None:
-        (snapshot / "config.json").write_text(json.dumps(config))
-    return snapshot
-
-
-LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
-ONE = {"a.weight": ("BF16", [4, 8]), "b.bias": ("F32", [8])}
+    data = tensors_bytes(tensors)
+    path.write_bytes(data[: len(data) - short])
 
 
 def test_one_file(tmp_path: Path) -> None:
