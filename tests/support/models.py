@@ -68,6 +68,32 @@ def build_cache(root: Path, names: Iterable[str]) -> Path:
     return hub
 
 
+def smollm2(root: Path) -> Path:
+    """Lay the real SmolLM2-135M-Instruct into `root/hub`, beside whatever is there; fetched and converted once."""
+    from edif_hpc.fleet.demo_model import REPO_ID, bring
+    from edif_hpc.hardware.checkpoint import entry_name
+
+    shelf = test_cache() / "smollm2"
+    with locked(test_cache() / "smollm2.lock"):
+        bring(shelf / "hub", shelf / "downloads")
+    hub = Path(root) / "hub"
+    with locked(hub / ".locks" / "smollm2.lock"):
+        if not (hub / entry_name(REPO_ID)).exists():
+            making = Path(tempfile.mkdtemp(prefix=".laying-", dir=hub))
+            shutil.copytree(shelf / "hub" / entry_name(REPO_ID), making / "entry", symlinks=True, copy_function=_link)
+            (making / "entry").rename(hub / entry_name(REPO_ID))
+            making.rmdir()
+    return hub
+
+
+def _link(source: str, target: str) -> None:
+    """270 MB are shared, not copied, where the file system and its owner allow that."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
 def offline_client(cache: Path) -> None:
     """Give this process what a stock nnsight client needs without a hub: offline mode and the ids it would ask for."""
     cache = Path(cache)
