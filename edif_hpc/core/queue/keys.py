@@ -22,6 +22,7 @@
     sweep             hash    when leases were last looked at, and until when nothing may be reclaimed
     api_keys          hash    hash of a key -> JSON record
     components        hash    component name -> JSON record
+    fleet_leader      string  token of the fleet that leads, expires unless renewed
     counters          hash    totals for /metrics
     environment       string  versions of the last worker, for nnsight.compare()
     notices           hash    subject -> sentence that explains a pause to people
@@ -39,6 +40,7 @@ OBJECTS = PREFIX + "objects"
 SWEEP = PREFIX + "sweep"
 API_KEYS = PREFIX + "api_keys"
 COMPONENTS = PREFIX + "components"
+FLEET_LEADER = PREFIX + "fleet_leader"
 COUNTERS = PREFIX + "counters"
 ENVIRONMENT = PREFIX + "environment"
 NOTICES = PREFIX + "notices"

@@ -1,0 +1,85 @@
+"""`gateway`, `fleet` and `worker`: one component in the foreground, for systemd, images and batch scripts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .context import ConfigOption, HomeOption, locate, refusals, settings_for
+
+GATEWAY_HELP = """Run the gateway in the foreground.
+
+Example:
+
+  edif-hpc gateway --home /scratch/me/edif
+"""
+FLEET_HELP = """Run the fleet in the foreground: it starts workers when requests ask for a model.
+
+Example:
+
+  edif-hpc fleet --config site.toml
+"""
+WORKER_HELP = """Run one worker in the foreground: it takes requests and runs them.
+
+Example:
+
+  edif-hpc worker --home /scratch/me/edif --pool local
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("gateway", help=GATEWAY_HELP)(gateway)
+    app.command("fleet", help=FLEET_HELP)(fleet)
+    app.command("worker", help=WORKER_HELP)(worker)
+
+
+@refusals
+def gateway(home: HomeOption = None, config: ConfigOption = None) -> None:
+    from edif_hpc.fleet.process import recorded
+    from edif_hpc.fleet.state import gateway_url
+    from edif_hpc.fleet.versions import refuse_running, refuse_versions
+    from edif_hpc.gateway.main import serve
+
+    place = locate(home)
+    settings = settings_for(place, config).settings
+    refuse_running(place, "gateway")
+    refuse_versions(place, settings, "gateway")
+    with recorded(place, "gateway", gateway_url(settings)):
+        serve(place, settings)
+
+
+@refusals
+def fleet(home: HomeOption = None, config: ConfigOption = None) -> None:
+    from edif_hpc.fleet.main import serve
+    from edif_hpc.fleet.process import recorded
+    from edif_hpc.fleet.versions import refuse_running, refuse_versions
+
+    place = locate(home)
+    settings = settings_for(place, config).settings
+    refuse_running(place, "fleet")
+    refuse_versions(place, settings, "fleet")
+    with recorded(place, "fleet"):
+        serve(place, settings)
+
+
+@refusals
+def worker(
+    home: HomeOption = None,
+    config: ConfigOption = None,
+    name: Annotated[str, typer.Option("--id", metavar="ID", help="The worker's name (default: a random one).")] = "",
+    pool: Annotated[str, typer.Option(help="The pool it belongs to.")] = "local",
+) -> None:
+    import secrets
+
+    from edif_hpc.fleet.process import recorded
+    from edif_hpc.fleet.versions import refuse_running, refuse_versions
+    from edif_hpc.worker.main import serve
+
+    place = locate(home)
+    settings = settings_for(place, config).settings
+    worker_id = name or f"worker-{secrets.token_hex(3)}"
+    refuse_running(place, worker_id)
+    refuse_versions(place, settings, worker_id)
+    with recorded(place, worker_id):
+        serve(place, settings, worker_id=worker_id, pool=pool)

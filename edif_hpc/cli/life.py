@@ -1,0 +1,161 @@
+"""`up` and `down`: bring a home's components up, keep them running, and stop them all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .context import ConfigOption, HomeOption, locate, refusals, settings_for, working
+
+if TYPE_CHECKING:
+    from edif_hpc.core.home import Home
+    from edif_hpc.core.settings import Settings
+
+UP_HELP = """Start Redis, the object store, the gateway and the fleet, and keep them running.
+
+Run again on a running home it starts what is missing and leaves the rest alone.
+
+Examples:
+
+  edif-hpc up --detach
+
+  edif-hpc up --port 8080 --isolation process --config site.toml
+"""
+DOWN_HELP = """Stop every component of the home, in order: fleet, workers (drained), gateway, store, Redis.
+
+Example:
+
+  edif-hpc down --home /scratch/me/edif
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("up", help=UP_HELP)(up)
+    app.command("down", help=DOWN_HELP)(down)
+    app.command("supervise", hidden=True)(supervise)
+
+
+@refusals
+def up(
+    home: HomeOption = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once the gateway answers.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address the gateway listens on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port the gateway listens on.")] = None,
+    config: ConfigOption = None,
+    isolation: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="none, process or locked (default: the strongest offered).")
+    ] = None,
+) -> None:
+    from edif_hpc.fleet import process, state
+    from edif_hpc.fleet.supervise import SUPERVISOR
+    from edif_hpc.fleet.up import check, poke, wait_ready
+    from edif_hpc.fleet.up import detach as start_detached
+
+    place = locate(home, create=True)
+    options: dict[str, Any] = {
+        "gateway": {name: value for name, value in (("host", host), ("port", port)) if value is not None},
+        "worker": {"isolation": isolation} if isolation else {},
+    }
+    running = state.supervised(place) or any(record.alive for record in process.records(place))
+    loaded = _loaded(place, config, options, running)
+    settings = loaded.settings
+    lock = state.lock(place)
+    if lock is None:
+        check(place, settings)
+        poke(place)
+        with working("Waiting for the gateway …"):
+            wait_ready(place, settings)
+        supervisor = process.living(place, SUPERVISOR)
+        _announce(place, settings, f"Running already (supervisor {supervisor.pid if supervisor else 'unknown'}).")
+        return
+    check(place, settings)
+    if not running:
+        state.remember_up(place, config, loaded)
+    state.write_failures(place, {})
+    if not detach:
+        _in_foreground(place, settings)
+        return
+    start_detached(place, lock)
+    os.close(lock)
+    _wait_or_stop(place, settings, running)
+    _announce(place, settings, "Up.")
+
+
+def _loaded(place: Home, config: Path | None, options: dict[str, Any], running: bool) -> Any:
+    from edif_hpc.core.errors import ComponentError
+    from edif_hpc.core.settings import load
+    from edif_hpc.fleet import state
+
+    given = {section: values for section, values in options.items() if values}
+    if not running:
+        state.forget_up(place)
+        chosen = config.absolute() if config else place.config
+        return load(chosen, given, must_exist=config is not None)
+    present = settings_for(place)
+    wanted = settings_for(place, config, given)
+    if wanted.settings != present.settings:
+        raise ComponentError(
+            f"The home {place.root} runs with other settings; run `edif-hpc down` before giving it new ones."
+        )
+    return present
+
+
+def _wait_or_stop(place: Home, settings: Settings, running: bool) -> None:
+    """Wait for the gateway. What cannot come up is taken down again, unless it was running before."""
+    from edif_hpc.core.errors import EdifError
+    from edif_hpc.fleet.up import down as stop
+    from edif_hpc.fleet.up import wait_ready
+
+    with working("Starting …") as say:
+        try:
+            wait_ready(place, settings)
+        except (EdifError, KeyboardInterrupt):
+            if not running:
+                stop(place, say)
+            raise
+
+
+def _in_foreground(place: Home, settings: Settings) -> None:
+    from edif_hpc.fleet.up import supervise as keep_running
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    keep_running(place, settings, tell, lambda: _announce(place, settings, "Up; Ctrl-C stops it."))
+
+
+def _announce(place: Home, settings: Settings, first: str) -> None:
+    from edif_hpc.fleet.state import gateway_url
+
+    given = "" if place.root == type(place).locate().root else f" --home {place.root}"
+    url = gateway_url(settings)
+    print(f"{first} The gateway answers at {url}", flush=True)
+    print(f"Next:  export NDIF_HOST={url}   and run your nnsight script with remote=True", flush=True)
+    print(f"       edif-hpc ps{given}   |   edif-hpc logs gateway{given}   |   edif-hpc down{given}", flush=True)
+
+
+@refusals
+def supervise(home: HomeOption = None) -> None:
+    """Keep the components of a home running; started by `up --detach`, which hands over the lock."""
+    from edif_hpc.core import log
+    from edif_hpc.fleet.up import supervise as keep_running
+
+    place = locate(home)
+    settings = settings_for(place).settings
+    log.configure("supervisor", settings.log_level)
+    logger = log.get("fleet")
+    keep_running(place, settings, lambda line: logger.info(line))
+
+
+@refusals
+def down(home: HomeOption = None) -> None:
+    from edif_hpc.fleet.up import down as stop
+
+    place = locate(home)
+    with working("Stopping …") as say:
+        killed = stop(place, say)
+    print("Down." if not killed else f"Down; killed: {', '.join(killed)}.")

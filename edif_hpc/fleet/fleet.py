@@ -1,0 +1,204 @@
+"""The fleet's loop: see who waits, decide, act. One leader at a time; whoever else runs stands by."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from edif_hpc.core import log
+from edif_hpc.core.errors import EdifError, Unavailable
+from edif_hpc.core.queue import Queue, keys
+from edif_hpc.core.registry import Registry
+from edif_hpc.core.settings import Settings
+from edif_hpc.core.store import Store, in_thread
+from edif_hpc.core.wire import ModelKey, Status
+
+from .announce import announce, leave
+from .decide import YOUNG_SECONDS, Decision, Pool, Target, decide
+from .local import Ended, Launcher
+
+logger = log.get("fleet")
+
+NAME = "fleet"
+LEAD_TICKS = 4
+"""Ticks a leader may miss before another takes over."""
+LEAD_LEAST_SECONDS = 3.0
+OBJECTS_SECONDS = 10.0
+STORE_PAUSE_SECONDS = 30.0
+
+RENEW = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+YIELD = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+
+@dataclass
+class Health:
+    """How launching went lately, per pool."""
+
+    deaths: int = 0
+    last_death: float = 0.0
+    cause: str = ""
+
+    def note(self, ended: Ended, now: float) -> None:
+        if ended.lived_seconds > YOUNG_SECONDS or not ended.status:
+            self.deaths = 0
+            return
+        self.deaths += 1
+        self.last_death = now
+        self.cause = ended.cause
+
+
+class Fleet:
+    """Scales pools to what waits. `launchers`: pool name -> launcher."""
+
+    def __init__(self, settings: Settings, redis: Redis, store: Store, launchers: dict[str, Launcher]) -> None:
+        self.settings = settings
+        self.redis: Any = redis
+        self.store = store
+        self.launchers = launchers
+        self.queue = Queue(redis, settings.limits)
+        self.registry = Registry(redis)
+        self.health = {name: Health() for name in launchers}
+        self.token = secrets.token_hex(8)
+        self._renew = redis.register_script(RENEW)
+        self._yield = redis.register_script(YIELD)
+        self._objects_due = 0.0
+
+    @property
+    def lead_seconds(self) -> float:
+        return max(LEAD_LEAST_SECONDS, LEAD_TICKS * self.settings.fleet.tick_seconds)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Tick until told to stop. Redis may go away at any time; the loop waits for it."""
+        away = False
+        while not stop.is_set():
+            try:
+                if await self.leads():
+                    await self.tick()
+                away = False
+            except (RedisError, OSError) as error:
+                if not away:
+                    logger.warning("redis is away", error=str(error))
+                away = True
+            await _sleep(stop, self.settings.fleet.tick_seconds)
+        try:
+            await self._yield(keys=[keys.FLEET_LEADER], args=[self.token])
+            await leave(self.redis, NAME)
+        except (RedisError, OSError) as error:
+            logger.warning("redis is away at the end", error=str(error))
+
+    async def leads(self) -> bool:
+        """Become or stay the leader, if nobody else is."""
+        return bool(
+            await self._renew(keys=[keys.FLEET_LEADER], args=[self.token, int(self.lead_seconds * 1000)])
+        )  # fmt: skip
+
+    async def tick(self) -> None:
+        """One look at everything."""
+        await announce(self.redis, NAME)
+        reclaimed, dead, overdue = await self.queue.sweep(
+            self.settings.worker.lease_seconds, self.settings.fleet.tick_seconds
+        )
+        if reclaimed or dead or overdue:
+            logger.warning("swept", reclaimed=reclaimed, dead=dead, overdue=overdue)
+        self._bury()
+        targets = [_target(key, waiting) for key, waiting in (await self.queue.waiting()).items()]
+        decision = decide(targets, await self.registry.workers(), self._pools(), time.time())
+        await self._act(decision)
+        await self._delete_objects()
+
+    def _pools(self) -> list[Pool]:
+        pools = []
+        for name, launcher in self.launchers.items():
+            health = self.health[name]
+            pools.append(
+                Pool(
+                    name,
+                    self.settings.fleet.workers,
+                    launched=launcher.launched(),
+                    deaths=health.deaths,
+                    last_death=health.last_death,
+                    cause=health.cause,
+                )
+            )
+        return pools
+
+    def _bury(self) -> None:
+        for name, launcher in self.launchers.items():
+            for ended in launcher.ended():
+                self.health[name].note(ended, time.time())
+                logger.info(
+                    "worker ended", worker=ended.worker_id, status=ended.status, lived=round(ended.lived_seconds, 1)
+                )
+            settled = time.time() - YOUNG_SECONDS
+            if any(launched.launched < settled for launched in launcher.launched()):
+                self.health[name].deaths = 0
+
+    async def _act(self, decision: Decision) -> None:
+        for name in decision.launch:
+            try:
+                worker_id = self.launchers[name].launch()
+            except (EdifError, OSError) as error:
+                self.health[name].note(Ended("", 0.0, 1, str(error)), time.time())
+                logger.error("launch failed", pool=name, error=str(error))
+            else:
+                logger.info("worker launched", pool=name, worker=worker_id)
+        for target, sentence in decision.notes.items():
+            await self.queue.note(await self.queue.waiting_for(target), Status.PROVISIONING, sentence)
+        for target, sentence in decision.refusals.items():
+            for request_id in await self.queue.waiting_for(target):
+                await self.queue.withdraw(request_id, "", sentence, only_waiting=True)
+        await self._write_notices()
+
+    async def _write_notices(self) -> None:
+        """Say in Redis which pools are paused and why, for `edif-hpc status`."""
+        for name, health in self.health.items():
+            subject = f"pool:{name}"
+            if health.deaths:
+                await self.redis.hset(
+                    keys.NOTICES, subject, f"{health.deaths} workers in a row ended early, the latest: {health.cause}"
+                )
+            else:
+                await self.redis.hdel(keys.NOTICES, subject)
+
+    async def _delete_objects(self) -> None:
+        now = time.time()
+        if now < self._objects_due:
+            return
+        self._objects_due = now + OBJECTS_SECONDS
+        due = await self.queue.due_objects(now)
+        if not due:
+            return
+        try:
+            await in_thread(self.store.delete, due)
+        except Unavailable as error:
+            self._objects_due = now + STORE_PAUSE_SECONDS
+            logger.warning("the store is away", error=str(error))
+            return
+        await self.queue.forget_objects(due)
+        logger.info("objects deleted", count=len(due))
+
+
+def _target(key: str, waiting: int) -> Target:
+    try:
+        repo_id = ModelKey.parse(key).repo_id
+    except EdifError:
+        repo_id = key
+    return Target(key, repo_id, waiting)
+
+
+async def _sleep(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return

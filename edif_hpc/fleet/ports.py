@@ -1,0 +1,76 @@
+"""Ports of the embedded servers: free ones, chosen once and kept in the home; chosen again when somebody took one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+from pathlib import Path
+
+from edif_hpc.core.endpoints import PORTS, embedded_ports
+from edif_hpc.core.errors import ComponentError
+from edif_hpc.core.home import Home
+from edif_hpc.core.settings import Settings
+
+LOOPBACK = "127.0.0.1"
+NAMES = {
+    "redis": ("redis",),
+    "store": (
+        "store", "store_grpc", "master", "master_grpc", "volume", "volume_grpc", "filer", "filer_grpc",
+    ),
+}  # fmt: skip
+"""The ports each embedded server opens. SeaweedFS would open a gRPC port 10000 above each HTTP port if not told."""
+RANGE = (20_000, 32_000)
+"""Below the kernel's ephemeral ports, so that no outgoing connection takes one while a server is down."""
+
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Whether we could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+        except OSError:
+            return False
+    # SeaweedFS puts sockets of its gRPC ports into /tmp: one that another user laid there is not ours to replace.
+    return all(_is_ours(path) for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"))  # noqa: S108
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.stat().st_uid == os.geteuid()
+    except FileNotFoundError:
+        return True
+
+
+def choose(home: Home, settings: Settings, server: str) -> dict[str, int]:
+    """The ports of one embedded server that is about to start, all free now; kept in the home.
+
+    Raises:
+        ComponentError: a port that the settings name is taken.
+    """
+    fixed = {"redis": settings.redis.port, "store": settings.store.port}[server]
+    known = embedded_ports(home)
+    taken = {port for name, port in known.items() if name not in NAMES[server]}
+    chosen: dict[str, int] = {}
+    for name in NAMES[server]:
+        wanted = fixed if name == server else 0
+        if wanted and not is_free(wanted):
+            raise ComponentError(f"Port {wanted} is taken; set {server}.port to another, or to 0 for any free one.")
+        port = wanted or known.get(name, 0)
+        if not port or port in taken or not is_free(port):
+            port = _any_free(taken)
+        chosen[name] = port
+        taken.add(port)
+    if chosen != {name: known.get(name) for name in chosen}:
+        home.write_private(home.run / PORTS, json.dumps({**known, **chosen}))
+    return chosen
+
+
+def _any_free(taken: set[int]) -> int:
+    for port in random.sample(range(*RANGE), 200):
+        if port not in taken and is_free(port):
+            return port
+    raise ComponentError(f"No free port was found between {RANGE[0]} and {RANGE[1]} on {LOOPBACK}.")

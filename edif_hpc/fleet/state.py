@@ -1,0 +1,94 @@
+"""What a running home remembers beside its components: who supervises it, what `up` was told, what keeps failing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from edif_hpc.core.home import Home
+from edif_hpc.core.settings import Loaded, Settings, load
+
+UP = "up.json"
+FAILURES = "failures.json"
+LOCK = "supervisor.lock"
+
+
+def lock(home: Home) -> int | None:
+    """Become this home's supervisor: a descriptor that holds the lock as long as any process has it, or None.
+
+    It is a lock on the open file, so it can be handed to a child without a moment in which nobody holds it.
+    """
+    descriptor = os.open(home.run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def supervised(home: Home) -> bool:
+    descriptor = lock(home)
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
+
+
+def remember_up(home: Home, config: Path | None, loaded: Loaded) -> None:
+    """Keep the file, and every value that did not come from it: they hold until `down`, in every shell."""
+    overrides: dict[str, Any] = {}
+    values = loaded.settings.model_dump(mode="json")
+    for key, origin in loaded.origins.items():
+        if origin == str(config or home.config):
+            continue
+        *sections, name = key.split(".")
+        source, target = values, overrides
+        for section in sections:
+            source, target = source[section], target.setdefault(section, {})
+        target[name] = source.get(name)
+    home.write_private(home.run / UP, json.dumps({"config": str(config or ""), "overrides": overrides}))
+
+
+def forget_up(home: Home) -> None:
+    (home.run / UP).unlink(missing_ok=True)
+
+
+def settings_of(home: Home, config: Path | None = None, overrides: dict[str, Any] | None = None) -> Loaded:
+    """The settings of a home: those its `up` was given while it runs, else those of its file and the environment."""
+    try:
+        up = json.loads((home.run / UP).read_text())
+    except FileNotFoundError:
+        up = {"config": "", "overrides": {}}
+    chosen = config or (Path(up["config"]) if up["config"] else None)
+    return load(chosen or home.config, merged(up["overrides"], overrides or {}), must_exist=chosen is not None)
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one; the second wins."""
+    result = dict(below)
+    for name, value in above.items():
+        inner = result.get(name)
+        result[name] = merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return result
+
+
+def write_failures(home: Home, failures: dict[str, int]) -> None:
+    """How often each component died in a row, for whoever waits for `up`."""
+    home.write_private(home.run / FAILURES, json.dumps(failures))
+
+
+def failures(home: Home) -> dict[str, int]:
+    try:
+        found: dict[str, int] = json.loads((home.run / FAILURES).read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def gateway_url(settings: Settings) -> str:
+    """Where processes of this machine reach the gateway."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.gateway.host, settings.gateway.host)  # noqa: S104
+    return f"http://{host}:{settings.gateway.port}"

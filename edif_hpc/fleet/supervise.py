@@ -1,0 +1,236 @@
+"""One process per home that keeps the others running, and the orderly end of them all.
+
+Components do not die with their supervisor: they are found again by their records. So a supervisor that was killed is
+replaced by running `up` again, and `down` needs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edif_hpc import __version__
+from edif_hpc.core.endpoints import embedded_ports
+from edif_hpc.core.errors import ComponentError, EdifError
+from edif_hpc.core.home import Home
+
+from . import process, state
+from .components import STOP_SECONDS, Component
+from .process import Record
+
+BACKOFF_SECONDS = (0.2, 1.0, 5.0, 15.0, 60.0)
+HEAD_START_SECONDS = 2.0
+SETTLED_SECONDS = 30.0
+"""A component that lived this long has recovered: its next death starts the back-off anew."""
+BUSY_POLL_SECONDS = 0.05
+CALM_POLL_SECONDS = 0.5
+ROTATE_SECONDS = 30.0
+LET_GO_SECONDS = 5.0
+LET_GO = signal.SIGUSR1
+RETRY = signal.SIGUSR2
+SUPERVISOR = "supervisor"
+WORKER = "worker"
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Kept:
+    """One component and how it fares."""
+
+    component: Component
+    record: Record | None = None
+    child: subprocess.Popen[bytes] | None = None
+    deaths: int = 0
+    due: float = 0.0
+    since: float = 0.0
+    answered: bool = False
+
+    @property
+    def alive(self) -> bool:
+        if self.child:
+            return self.child.poll() is None
+        return self.record is not None and self.record.alive
+
+
+class Supervisor:
+    """Starts what is missing, restarts what dies, until a signal says otherwise."""
+
+    def __init__(
+        self, home: Home, components: list[Component], tell: Tell, ready: Callable[[], None] = lambda: None
+    ) -> None:
+        self.home = home
+        self.tell = tell
+        self.ready = ready
+        self.began = time.monotonic()
+        self.kept = {component.name: Kept(component) for component in components}
+
+    def run(self) -> signal.Signals:
+        """Keep everything running; returns the signal that ended it. LET_GO leaves the components as they are."""
+        ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LET_GO}
+        awaited = {*ending, RETRY, signal.SIGCHLD}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+        try:
+            with process.recorded(self.home, SUPERVISOR):
+                self._adopt()
+                return self._until(ending, awaited)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _until(self, ending: set[signal.Signals], awaited: set[signal.Signals]) -> signal.Signals:
+        rotated = time.monotonic()
+        announced = False
+        while True:
+            pending = [kept for kept in self.kept.values() if not self._keep(kept)]
+            if not announced and self._answers("gateway"):
+                announced = True
+                self.ready()
+            heard = signal.sigtimedwait(awaited, BUSY_POLL_SECONDS if pending else CALM_POLL_SECONDS)
+            if heard and heard.si_signo in ending:
+                return signal.Signals(heard.si_signo)
+            if heard and heard.si_signo == RETRY:
+                for kept in self.kept.values():
+                    kept.due, kept.deaths = 0.0, 0
+            if time.monotonic() - rotated > ROTATE_SECONDS:
+                rotated = time.monotonic()
+                for log in self.home.logs.glob("*.log"):
+                    process.rotate(log)
+
+    def _adopt(self) -> None:
+        """Take over what an earlier supervisor left running."""
+        state.write_failures(self.home, {})
+        for name, kept in self.kept.items():
+            kept.record = process.living(self.home, name)
+            if kept.record:
+                kept.since = time.monotonic()
+                self.tell(f"{name} runs already (pid {kept.record.pid})")
+
+    def _keep(self, kept: Kept) -> bool:
+        """Look after one component. True when nothing about it is pending."""
+        now = time.monotonic()
+        if kept.alive:
+            if kept.deaths and now - kept.since > SETTLED_SECONDS:
+                kept.deaths = 0
+            if not kept.answered:
+                kept.answered = kept.component.answers()
+            return kept.answered
+        if kept.record:
+            self._mourn(kept, now)
+        head_start = kept.component.after if now - self.began < HEAD_START_SECONDS else ()
+        if now >= kept.due and all(self._answers(name) for name in (*kept.component.needs, *head_start)):
+            self._start(kept, now)
+        return False
+
+    def _answers(self, name: str) -> bool:
+        kept = self.kept.get(name)
+        return kept is None or (kept.alive and kept.answered)
+
+    def _mourn(self, kept: Kept, now: float) -> None:
+        name = kept.component.name
+        how = _how_it_ended(kept.child)
+        pause = BACKOFF_SECONDS[min(kept.deaths, len(BACKOFF_SECONDS) - 1)]
+        kept.deaths += 1
+        kept.due = now + pause
+        if kept.record:
+            process.forget(self.home, kept.record)
+        kept.record, kept.child, kept.answered = None, None, False
+        self.tell(f"{name} {how}; starting it again in {pause:g} s (see `edif-hpc logs {name}`)")
+        self._write_failures()
+
+    def _start(self, kept: Kept, now: float) -> None:
+        component = kept.component
+        before = embedded_ports(self.home).get(component.name)
+        try:
+            command = component.command()
+            kept.child = process.spawn(
+                self.home,
+                component.name,
+                command,
+                address=component.address(),
+                environment=component.environment,
+                folder=component.folder,
+            )
+        except (EdifError, OSError, subprocess.SubprocessError) as error:
+            kept.deaths += 1
+            kept.due = now + BACKOFF_SECONDS[min(kept.deaths, len(BACKOFF_SECONDS)) - 1]
+            self.tell(f"{component.name} cannot start: {error}")
+            self._write_failures()
+            return
+        kept.record = process.read(self.home, component.name)
+        kept.since = now
+        self.tell(f"{component.name} started (pid {kept.child.pid})")
+        if before and embedded_ports(self.home).get(component.name) != before:
+            self._readdress(component.name)
+
+    def _readdress(self, moved: str) -> None:
+        """Restart those who know the old address of a component that had to move to another port."""
+        self.tell(f"{moved} moved to another port: restarting those who use it")
+        for kept in self.kept.values():
+            if moved in kept.component.follows and kept.record and kept.alive:
+                process.stop(kept.record, STOP_SECONDS[kept.component.name], family=False)
+        for record in _workers(self.home):
+            process.stop(record, LET_GO_SECONDS)
+
+    def _write_failures(self) -> None:
+        state.write_failures(self.home, {name: kept.deaths for name, kept in self.kept.items() if kept.deaths})
+
+
+def _how_it_ended(child: subprocess.Popen[bytes] | None) -> str:
+    if child is None or child.returncode is None:
+        return "ended"
+    if child.returncode < 0:
+        return f"was killed by {signal.Signals(-child.returncode).name}"
+    return f"ended with status {child.returncode}"
+
+
+def refuse_foreign(home: Home) -> None:
+    """Raise ComponentError when another version, or another machine, has components of this home."""
+    for record in process.records(home):
+        if not record.here:
+            raise ComponentError(
+                f"The home {home.root} is in use on {record.host}: run `edif-hpc down` there, or, if that machine is "
+                f"gone, remove {process.path_of(home, record.name)}."
+            )
+        if record.alive and record.version != __version__:
+            raise ComponentError(
+                f"The {record.name} running in {home.root} is of version {record.version} and this is {__version__}: "
+                "run `edif-hpc down` first."
+            )
+
+
+def let_go(home: Home) -> None:
+    """End the supervisor of a home, if there is one, without touching its components."""
+    record = process.living(home, SUPERVISOR)
+    if record and record.pid != os.getpid():
+        process.stop(record, LET_GO_SECONDS, how=LET_GO, family=False)
+
+
+def stop_all(home: Home, tell: Tell) -> list[str]:
+    """Stop every component of this home on this machine, in order. Returns what had to be killed."""
+    killed = []
+    for name in ("fleet", WORKER, "gateway", "store", "redis"):
+        found = _workers(home) if name == WORKER else [record for record in [process.read(home, name)] if record]
+        alive = [record for record in found if record.alive]
+        if name == WORKER:
+            for record in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(record.pid, signal.SIGTERM)
+        for record in alive:
+            tell(f"stopping {record.name} …")
+            ended = process.stop(record, STOP_SECONDS[name], family=name != "fleet")
+            if not ended and name != "store":
+                killed.append(record.name)
+                tell(f"{record.name} did not end within {STOP_SECONDS[name]:g} s and was killed")
+        for record in found:
+            process.forget(home, record)
+    state.forget_up(home)
+    return killed
+
+
+def _workers(home: Home) -> list[Record]:
+    return [record for record in process.records(home) if record.here and record.name.startswith(f"{WORKER}-")]

@@ -1,0 +1,122 @@
+"""Bringing a home up and down: the checks before, the waiting after, and who supervises in between."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from edif_hpc.core.errors import ComponentError
+from edif_hpc.core.home import Home
+from edif_hpc.core.settings import Settings
+
+from . import ports, process, state
+from .components import components, gateway_answers, own_command, own_environment
+from .supervise import RETRY, SUPERVISOR, Supervisor, Tell, let_go, refuse_foreign, stop_all
+
+READY_SECONDS = 60.0
+GIVE_UP_DEATHS = 3
+"""A component that died this often while `up` waits will not come: say why instead of waiting on."""
+POLL_SECONDS = 0.03
+LOCK_SECONDS = 10.0
+
+
+def check(home: Home, settings: Settings) -> None:
+    """Refuse what cannot work before anything is started.
+
+    Raises:
+        ComponentError: the home is in use elsewhere or by another version, or the gateway's port is taken.
+    """
+    refuse_foreign(home)
+    gateway = process.living(home, "gateway")
+    url = state.gateway_url(settings)
+    if gateway and gateway.address != url:
+        raise ComponentError(
+            f"This home already runs at {gateway.address}; run `edif-hpc down` before giving it the address {url}."
+        )
+    if not gateway and not ports.is_free(settings.gateway.port, settings.gateway.host):
+        raise ComponentError(
+            f"Port {settings.gateway.port} on {settings.gateway.host} is taken by another program; "
+            "choose another with --port."
+        )
+
+
+def supervise(home: Home, settings: Settings, tell: Tell, ready: Callable[[], None] = lambda: None) -> None:
+    """Be the supervisor of a home whose lock this process holds; returns when everything is down, or was let go.
+
+    `ready` is called once, when the gateway answers for the first time.
+    """
+    heard = Supervisor(home, components(home, settings), tell, ready).run()
+    if heard == heard.SIGUSR1:
+        tell("let go; the components are somebody else's now")
+        return
+    stop_all(home, tell)
+
+
+def detach(home: Home, lock: int) -> None:
+    """Start the supervisor as a process of its own, handing it the lock."""
+    os.set_inheritable(lock, True)
+    child = process.spawn(
+        home, SUPERVISOR, own_command(home, "supervise"), environment=own_environment(), keep_open=(lock,)
+    )
+    # Nobody here waits for it: it is meant to outlive this process.
+    child.returncode = 0
+
+
+def wait_ready(home: Home, settings: Settings) -> None:
+    """Return when the gateway answers.
+
+    Raises:
+        ComponentError: it will not, with the last words of whatever keeps dying.
+    """
+    deadline = time.monotonic() + READY_SECONDS
+    while not gateway_answers(settings) or not process.living(home, "gateway"):
+        for name, deaths in state.failures(home).items():
+            if deaths >= GIVE_UP_DEATHS:
+                raise ComponentError(_why(home, name, "keeps dying"))
+        if not state.supervised(home):
+            raise ComponentError(_why(home, SUPERVISOR, "ended"))
+        if time.monotonic() > deadline:
+            raise ComponentError(_why(home, "gateway", f"does not answer after {READY_SECONDS:g} s"))
+        time.sleep(POLL_SECONDS)
+
+
+def _why(home: Home, name: str, how: str) -> str:
+    words = process.last_words(home, name)
+    return f"The {name} {how}; its last words: {words or 'none'} (see `edif-hpc logs {name}`)."
+
+
+def poke(home: Home) -> None:
+    """Tell a supervisor that already runs to try again at once whatever it is waiting to restart."""
+    record = process.living(home, SUPERVISOR)
+    if record:
+        os.kill(record.pid, RETRY)
+
+
+def down(home: Home, tell: Tell) -> list[str]:
+    """Stop everything, whether a supervisor lives or not. Returns what had to be killed."""
+    let_go(home)
+    with _alone(home):
+        refuse_foreign_hosts(home)
+        return stop_all(home, tell)
+
+
+def refuse_foreign_hosts(home: Home) -> None:
+    for record in process.records(home):
+        if not record.here:
+            raise ComponentError(f"The home {home.root} is in use on {record.host}; run `edif-hpc down` there.")
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """Hold the supervisor's lock, so that nobody starts what is being stopped."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while (held := state.lock(home)) is None:
+        if time.monotonic() > deadline:
+            raise ComponentError(f"Another `edif-hpc up` or `down` is at work in {home.root}; try again.")
+        time.sleep(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        os.close(held)
