@@ -1,0 +1,134 @@
+"""The short-lived process in which one request's code runs: forked from the zygote, prepared and locked down while it
+waits, used once.
+
+Everything that needs no request happens before it is there, the lock-down included; after that nothing in this process
+is trusted any more, and only what it says on its channel, which the agent checks, leaves it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from edif_hpc.core.isolation import Isolation
+from edif_hpc.worker import sandbox
+from edif_hpc.worker.channel import Channel
+from edif_hpc.worker.contract import HostSpec, RunSpec
+from edif_hpc.worker.messages import finished_message, run_spec
+from edif_hpc.worker.process import mapped_bytes
+from edif_hpc.worker.run import Runner
+
+CHANNEL_FD = 3
+"""Where the sandbox puts the first descriptor it keeps."""
+OPEN_FILES = 256
+CPU_GRACE_SECONDS = 5
+"""Wall time decides; the CPU limit is the net below it, for code that runs more threads than it was given."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the zygote knows and every executor needs."""
+
+    spec: HostSpec
+    runner: Runner
+    reach: sandbox.Reach
+    level: Isolation
+    processes: int
+    zygote: int
+
+
+def serve(preparation: Preparation, channel: Channel) -> NoReturn:
+    """Be an executor: prepare, wait, run one request, end. Never returns into the zygote's stack."""
+    fd = channel.detach()  # the sandbox moves it; the old object must not close somebody else's number
+    code = 1
+    try:
+        code = _serve(preparation, fd)
+    except Exception as error:  # noqa: BLE001 - nobody above would tell the agent
+        _report_broken(fd, error)
+    finally:
+        os._exit(code)
+
+
+def _serve(preparation: Preparation, fd: int) -> int:
+    mapped = _prepare(preparation, fd)
+    channel = Channel.from_fd(CHANNEL_FD)
+    channel.send({"type": "prepared", "level": preparation.level.value})
+    received = channel.receive()
+    if received is None:  # the agent is gone or does not need this one
+        return 0
+    message, (payload, result) = received
+    spec = run_spec(message)
+    limit(spec, preparation.spec, mapped)
+    channel.send({"type": "started"})
+    finished = preparation.runner.run(
+        spec, payload, result, lambda line: channel.send({"type": "log", "line": line})
+    )
+    channel.send(finished_message(finished))
+    return 0
+
+
+def _report_broken(fd: int, error: Exception) -> None:
+    """Say why this executor cannot be used. How far it came decides where its channel is by now."""
+    for at in (CHANNEL_FD, fd):
+        try:
+            Channel.from_fd(at).send({"type": "broken", "text": f"{type(error).__name__}: {error}"})
+        except OSError:  # not this one
+            continue
+        return
+
+
+def _prepare(preparation: Preparation, fd: int) -> int:
+    """Lock down; returns the size of the address space that was there before any request."""
+    spec = preparation.spec
+    _reseed()
+    if spec.threads > 1:
+        torch.set_num_threads(spec.threads)
+    mapped = mapped_bytes()
+    sandbox.enter(
+        sandbox.Policy(
+            level=preparation.level,
+            read_only=tuple(Path(directory) for directory in spec.adapters.values()),
+            memory_bytes=0,  # this and the next two follow with the request's own limits
+            cpu_seconds=0,
+            file_bytes=0,
+            processes=preparation.processes,
+            open_files=OPEN_FILES,
+            keep_fds=(fd,),
+            nice=spec.nice,
+            parent=preparation.zygote,
+        ),
+        preparation.reach,
+    )
+    return mapped
+
+
+def limit(spec: RunSpec, host: HostSpec, mapped: int) -> None:
+    """Set the request's own limits, for good, before anything of it is read."""
+    cpu = math.ceil(spec.limits.run_seconds * max(1, host.threads)) + CPU_GRACE_SECONDS
+    if host.device == "cpu":  # an accelerator's driver reserves far more address space than memory
+        _lower(resource.RLIMIT_AS, mapped + spec.limits.memory_bytes)
+    _lower(resource.RLIMIT_CPU, cpu, cpu + CPU_GRACE_SECONDS)
+    _lower(resource.RLIMIT_FSIZE, spec.limits.result_bytes)
+
+
+def _lower(kind: int, soft: int, hard: int | None = None) -> None:
+    hard = soft if hard is None else hard
+    _, ceiling = resource.getrlimit(kind)
+    if ceiling != resource.RLIM_INFINITY:
+        soft, hard = min(soft, ceiling), min(hard, ceiling)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def _reseed() -> None:
+    """Forks inherit the state of random generators; two requests must not draw the same numbers."""
+    torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))

@@ -1,0 +1,225 @@
+"""The agent's executors: waiting spares, those at work, and how each ended. No torch here.
+
+The zygote forks when asked and reports every end; each executor talks to the agent over its own channel, and is killed
+through a pidfd, so that a kill never hits a stranger. An executor is used once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+
+from edif_hpc.worker.channel import AsyncChannel, Channel, ChannelError, Message, close_all
+from edif_hpc.worker.contract import Outcome, Verdict
+from edif_hpc.worker.ends import explain
+from edif_hpc.worker.inline_runs import CANCELLED
+from edif_hpc.worker.runs import Run
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds before a spare that died is replaced; doubled each time, until one has worked."""
+GIVE_UP_AFTER = 8
+"""So many spares in a row that never worked, and the host counts as broken."""
+
+
+class Executor:
+    """One forked process, from the fork to its end."""
+
+    def __init__(self, pool: Executors, pid: int, pidfd: int, channel_fd: int) -> None:
+        self.pid = pid
+        self.run: Run | None = None
+        self.status: int | None = None
+        self.prepared = False
+        self.trouble = ""
+        self._pool = pool
+        self._pidfd = pidfd
+        self._silent = False
+        self._channel = AsyncChannel(Channel.from_fd(channel_fd, accept_fds=0), self._hear, self._channel_ended)
+
+    def start(self, run: Run) -> None:
+        self.run = run
+        run.watch(self._time_is_up)
+        self._channel.send(run.message, run.fds)
+
+    def kill(self) -> None:
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def exited(self, status: int) -> None:
+        """The zygote has reaped it. What it had said before may still lie in the channel."""
+        self.status = status
+        self._conclude()
+
+    def close(self) -> None:
+        self._channel.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _hear(self, message: Message, fds: list[int]) -> None:
+        try:
+            if message.get("type") == "broken":
+                self._broke(str(message.get("text"))[:500])
+            elif self.run is not None:
+                if not self.run.outcome.done():
+                    self.run.hear(message)
+                if self.run.outcome.done():
+                    self.kill()  # it has nothing more to say, whatever threads it left behind
+            elif message.get("type") == "prepared":
+                self.prepared = True
+                self._pool.prepared(self)
+            else:
+                raise ChannelError("an executor spoke before it was asked")
+        except ChannelError as error:
+            self._misbehaved(error)
+
+    def _broke(self, trouble: str) -> None:
+        """Our own code in the executor failed, before, with or after the request."""
+        self.trouble = trouble
+        if self.run is not None:
+            self.run.end(Verdict.LOST, f"The executor failed: {trouble}")
+
+    def _channel_ended(self, error: Exception | None) -> None:
+        self._silent = True
+        if isinstance(error, ChannelError):
+            self._misbehaved(error)
+        self._conclude()
+
+    def _misbehaved(self, error: ChannelError) -> None:
+        if self.run is not None:
+            self.run.end(Verdict.FAILED, f"The request's code meddled with its own executor: {error}.")
+        self.kill()
+
+    def _time_is_up(self) -> None:
+        if self.run is not None:
+            self.run.time_is_up()
+        self.kill()
+
+    def _conclude(self) -> None:
+        if self.status is None or not self._silent:
+            return
+        if self.run is not None:
+            self.run.end(*explain(self.status, self.run.spec.limits.run_seconds))
+        self._pool.gone(self)
+
+
+class Executors:
+    """Keeps `spares` executors ahead of need and gives one to each run.
+
+    Args:
+        zygote: the channel to the zygote; owned.
+        spares: how many wait.
+        on_broken: called once with a sentence when no executor can be had any more.
+    """
+
+    def __init__(self, zygote: Channel, spares: int, on_broken: Callable[[str], None]) -> None:
+        self._zygote = AsyncChannel(zygote, self._hear, self._zygote_ended)
+        self._spares = spares
+        self._on_broken = on_broken
+        self._all: dict[int, Executor] = {}
+        self._ready: deque[Executor] = deque()
+        self._wanted: deque[Run] = deque()
+        self._asked = 0
+        self._failures = 0
+        self._pause: asyncio.TimerHandle | None = None
+        self._refill()
+
+    def pids(self) -> dict[str, int]:
+        return {f"executor-{pid}": pid for pid in self._all}
+
+    async def run(self, run: Run) -> Outcome:
+        self._wanted.append(run)
+        self._match()
+        return await run.outcome
+
+    def cancel(self, run: Run) -> None:
+        run.end(Verdict.CANCELLED, CANCELLED)
+        for executor in self._all.values():
+            if executor.run is run:
+                executor.kill()
+
+    def ended(self, status: int) -> None:
+        """The host has ended, and with it the zygote and every executor."""
+        self._lose("The model host ended while the request ran.")
+
+    async def close(self) -> None:
+        self._lose("The model host was stopped.")
+        for executor in self._all.values():
+            executor.kill()
+            executor.close()
+        self._all.clear()
+        self._zygote.close()
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def prepared(self, executor: Executor) -> None:
+        self._asked -= 1
+        self._ready.append(executor)
+        self._match()
+
+    def gone(self, executor: Executor) -> None:
+        self._all.pop(executor.pid, None)
+        executor.close()
+        if executor.run is not None:
+            return
+        if executor.prepared:
+            self._ready.remove(executor)
+        else:
+            self._asked -= 1
+        self._back_off(executor)
+
+    def _match(self) -> None:
+        while self._wanted and self._ready:
+            run = self._wanted.popleft()
+            if not run.outcome.done():
+                self._failures = 0
+                self._ready.popleft().start(run)
+        self._refill()
+
+    def _refill(self) -> None:
+        if self._pause is not None:
+            return
+        missing = self._spares + len(self._wanted) - len(self._ready) - self._asked
+        for _ in range(max(missing, 0)):
+            self._asked += 1
+            self._zygote.send({"type": "fork"})
+
+    def _back_off(self, executor: Executor) -> None:
+        self._failures += 1
+        if self._failures >= GIVE_UP_AFTER:
+            why = executor.trouble or explain(executor.status or 0, 0)[1]
+            sentence = f"No executor could be prepared, {self._failures} times in a row: {why}"
+            self._lose(sentence)
+            self._on_broken(sentence)
+            return
+        if self._pause is None:
+            seconds = min(FIRST_PAUSE * 2 ** (self._failures - 1), LONGEST_PAUSE)
+            self._pause = asyncio.get_running_loop().call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._refill()
+
+    def _hear(self, message: Message, fds: list[int]) -> None:
+        if message["type"] == "spare":
+            pidfd, channel_fd = fds
+            self._all[message["pid"]] = Executor(self, message["pid"], pidfd, channel_fd)
+        else:
+            close_all(fds)
+            executor = self._all.get(message["pid"])
+            if executor is not None:
+                executor.exited(message["status"])
+
+    def _zygote_ended(self, error: Exception | None) -> None:
+        self._lose("The zygote ended while the request ran.")
+        self._on_broken("The zygote ended.")
+
+    def _lose(self, why: str) -> None:
+        for executor in self._all.values():
+            if executor.run is not None:
+                executor.run.end(Verdict.LOST, why)
+        for run in self._wanted:
+            run.end(Verdict.LOST, why)
+        self._wanted.clear()

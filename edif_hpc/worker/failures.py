@@ -1,0 +1,55 @@
+"""What a user is told when their block fails: their own traceback, or one sentence when it was a limit.
+
+nnsight runs the block deep inside the model; its frames and ours say nothing to the user and are taken out.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from types import TracebackType
+
+import nnsight
+import torch
+from nnsight.tracing.util import filter_traceback
+
+import edif_hpc
+from edif_hpc.worker.messages import cut
+
+HIDDEN = tuple(os.path.dirname(os.path.abspath(str(package.__file__))) + os.sep for package in (edif_hpc, nnsight))
+OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "can't start new thread")
+
+
+class Refusal(Exception):
+    """The request cannot be run or answered, and it is not the block that failed; `str` is the sentence."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+def describe(error: BaseException) -> str:
+    """The traceback as the user would have seen it locally."""
+    _clean(error, set())
+    return cut("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
+
+
+def _clean(error: BaseException | None, seen: set[int]) -> None:
+    """Take the hidden frames out of an exception and of those it came from."""
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    own = getattr(error, "__intervention_tb__", error.__traceback__)
+    error.__traceback__ = _users_frames(own)
+    _clean(error.__cause__, seen)
+    _clean(error.__context__, seen)
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            _clean(inner, seen)
+
+
+def _users_frames(tb: TracebackType | None) -> TracebackType | None:
+    kept: TracebackType | None = filter_traceback(tb, lambda frame: not frame.f_code.co_filename.startswith(HIDDEN))
+    return kept

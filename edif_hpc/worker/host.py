@@ -1,0 +1,213 @@
+"""The model host: loads one model, offline, and serves it. Holds no credentials.
+
+At level `none` requests run in this process, one after the other; the next may already lie in the socket. Above that no
+request is ever seen here: the weights go into a sealed file, and a zygote beside this process forks the executors.
+
+    python -m edif_hpc.worker.host CHANNEL_FD PARENT_PID NAME
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import subprocess
+import sys
+from collections import deque
+from typing import Any
+
+from edif_hpc.core.errors import EdifError, HostError
+from edif_hpc.core.isolation import Isolation
+from edif_hpc.worker.channel import Channel, Message
+from edif_hpc.worker.contract import HostSpec
+from edif_hpc.worker.messages import finished_message, host_spec, host_spec_message, run_spec
+from edif_hpc.worker.process import guard_process, mapped_bytes, peak_bytes, private_bytes, zygote_environment
+
+
+def main(agent: Channel) -> None:
+    received = agent.receive()
+    if received is None:
+        return
+    spec = host_spec(received[0])
+    try:
+        if spec.isolation is Isolation.NONE:
+            _serve_here(spec, agent)
+        else:
+            _serve_through_zygote(spec, agent)
+    except EdifError as error:
+        agent.send({"type": "failed", "text": str(error)})
+
+
+# -- level none -------------------------------------------------------------------------------------------------------
+
+
+def _serve_here(spec: HostSpec, agent: Channel) -> None:
+    if not spec.isolation.covers(spec.required):
+        raise HostError(f"Isolation {spec.required.value} is required, but this host was asked to run at none.")
+    _tell(agent, "importing libraries")
+    import torch
+
+    torch.set_num_threads(spec.threads)
+    from edif_hpc.worker import model as models
+    from edif_hpc.worker.run import Runner
+    from edif_hpc.worker.warmup import warm_up
+
+    _tell(agent, "loading the weights")
+    runner = Runner(models.load(spec, weights=True), spec.device, spec.adapters, spec.threads)
+    runner.prepare()
+    trouble = warm_up(runner)
+    if trouble:
+        _tell(agent, f"the warm-up request failed, which costs only time: {trouble}")
+    models.settle()
+    agent.send(_ready(Isolation.NONE, peak_bytes()))
+    Inline(spec, runner, agent).loop()
+
+
+class Inline:
+    """Runs requests in this process in the order in which they come."""
+
+    def __init__(self, spec: HostSpec, runner: Any, agent: Channel) -> None:
+        self._spec = spec
+        self._runner = runner
+        self._agent = agent
+        self._waiting: deque[tuple[Message, list[int]]] = deque()
+        self._skipped: set[str] = set()
+
+    def loop(self) -> None:
+        while True:
+            while not self._waiting or select.select([self._agent], [], [], 0)[0]:
+                received = self._agent.receive()
+                if received is None:
+                    return
+                if received[0]["type"] == "skip":
+                    self._skipped.add(received[0]["run_id"])
+                else:
+                    self._waiting.append(received)
+            self._run(*self._waiting.popleft())
+
+    def _run(self, message: Message, fds: list[int]) -> None:
+        payload, result = fds
+        try:
+            if message["run_id"] in self._skipped:
+                self._skipped.discard(message["run_id"])
+                return
+            spec = run_spec(message)
+            self._agent.send({"type": "started", "run_id": spec.run_id})
+            with _Address(spec.limits.memory_bytes if self._spec.device == "cpu" else 0):
+                finished = self._runner.run(
+                    spec, payload, result, lambda line: self._agent.send({"type": "log", "line": line})
+                )
+            self._agent.send(finished_message(finished))
+        finally:
+            os.close(payload)
+            os.close(result)
+
+
+class _Address:
+    """A budget of address space for one request; soft, since this process lives on."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+
+    def __enter__(self) -> None:
+        self._before = resource.getrlimit(resource.RLIMIT_AS)
+        if self._budget:
+            hard = self._before[1]
+            wanted = mapped_bytes() + self._budget
+            resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
+
+    def __exit__(self, *error: object) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, self._before)
+
+
+# -- levels process and locked ----------------------------------------------------------------------------------------
+
+
+def _serve_through_zygote(spec: HostSpec, agent: Channel) -> None:
+    if spec.device != "cpu":
+        raise HostError(
+            f"Isolation {spec.isolation.value} is not built for {spec.device} yet: set the pool's isolation to none."
+        )
+    ours, theirs = Channel.pair()
+    zygote = _start_zygote(spec, theirs)
+    agents_end, zygotes_end = Channel.pair()
+    ours.send(host_spec_message(spec), [zygotes_end.fileno()])
+    theirs.close()
+    zygotes_end.close()
+    _tell(agent, "importing libraries")
+    size = _load_and_share(spec, agent, ours)
+    answer = _await_zygote(ours, agent)
+    memory = size + private_bytes() + int(answer["private_bytes"])
+    pidfd = os.pidfd_open(zygote.pid)
+    ready = {**_ready(Isolation(answer["level"]), memory), "zygote": zygote.pid}
+    agent.send(ready, [agents_end.fileno(), pidfd])
+    agents_end.close()
+    _keep(agent, pidfd)
+    zygote.kill()
+    zygote.wait()
+
+
+def _start_zygote(spec: HostSpec, channel: Channel) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "edif_hpc.worker.zygote", str(channel.fileno()), str(os.getpid())]
+    return subprocess.Popen(
+        [*command, sys.argv[3]],
+        env=zygote_environment(os.environ),
+        cwd=spec.scratch,
+        stdin=subprocess.DEVNULL,
+        pass_fds=(channel.fileno(),),
+    )
+
+
+def _load_and_share(spec: HostSpec, agent: Channel, zygote: Channel) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    from edif_hpc.worker import model as models
+    from edif_hpc.worker import weights
+
+    _tell(agent, "loading the weights")
+    model = models.load(spec, weights=True)
+    _tell(agent, "sharing the weights")
+    weights_fd, manifest_fd, size = weights.export(model)
+    del model
+    models.settle()
+    zygote.send({"type": "weights"}, [weights_fd, manifest_fd])
+    os.close(weights_fd)
+    os.close(manifest_fd)
+    return size
+
+
+def _await_zygote(zygote: Channel, agent: Channel) -> Message:
+    while True:
+        received = zygote.receive()
+        if received is None:
+            raise HostError("The zygote ended while it was made ready: see host.log in the host's scratch directory.")
+        message, _ = received
+        if message["type"] == "ready":
+            return message
+        if message["type"] == "failed":
+            raise HostError(message["text"])
+        _tell(agent, message["text"])
+
+
+def _keep(agent: Channel, zygote_pidfd: int) -> None:
+    """Stay until the agent or the zygote is gone; the sealed weights live as long as somebody maps them."""
+    poll = select.poll()
+    poll.register(agent.fileno(), select.POLLIN)
+    poll.register(zygote_pidfd, select.POLLIN)
+    poll.poll()
+
+
+def _ready(level: Isolation, memory: int) -> Message:
+    from nnsight.ndif import get_local_env
+
+    return {"type": "ready", "level": level.value, "memory_bytes": memory, "environment": get_local_env()}
+
+
+def _tell(agent: Channel, text: str) -> None:
+    agent.send({"type": "progress", "text": text})
+
+
+if __name__ == "__main__":
+    guard_process(int(sys.argv[2]))
+    main(Channel.from_fd(int(sys.argv[1])))

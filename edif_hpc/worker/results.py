@@ -1,0 +1,136 @@
+"""What a block saved, as the bytes that the client loads, written straight into an open file of limited size.
+
+Tensors go to the CPU, detached, and compact: a saved view must not drag its whole storage along, while tensors that
+share a storage they fill are stored once. With `compress` the answer is one zstd frame that carries its size, because
+the client decompresses it in one call.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from types import ModuleType
+from typing import IO, Any, cast
+
+import torch
+import zstandard
+
+from edif_hpc.worker.ends import size_text
+from edif_hpc.worker.failures import Refusal
+
+LEVEL = 1
+"""zstd: 140 MB of float32 take 0.3 to 0.7 s on one core; level 3 takes 1.2 s and saves 2 % more, level -1 0.6 s."""
+CHUNK = 1024 * 1024
+PARALLEL_BYTES = 4 * CHUNK
+"""Below this, starting threads to compress costs more than it gains."""
+
+
+def write(saved: dict[str, Any], fd: int, compress: bool, limit: int, threads: int = 1) -> int:
+    """Write the saved values and return how many bytes they take.
+
+    Raises:
+        Refusal: they are larger than `limit`, or one of them cannot be sent.
+    """
+    target = _Bounded(fd, limit)
+    if compress:
+        plain = io.BytesIO()
+        _save(saved, plain)
+        _compress(plain, target, threads)
+    else:
+        _save(saved, target)
+    if target.size > limit:
+        raise Refusal(
+            f"The saved values take more than the limit of {size_text(limit)}: save fewer or smaller tensors, "
+            "for example only the positions you need."
+        )
+    return target.size
+
+
+class _Bounded(io.RawIOBase):
+    """Writes into a descriptor up to a limit and only counts beyond it: torch's writer survives no exception."""
+
+    def __init__(self, fd: int, limit: int) -> None:
+        self._fd = fd
+        self._limit = limit
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        start, self.size = self.size, self.size + len(view)
+        if self.size <= self._limit:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self._fd, view[done:], start + done)
+        return len(view)
+
+
+def _save(saved: dict[str, Any], target: Any) -> None:
+    try:
+        torch.save(saved, target, pickle_module=_compacting_pickle(), pickle_protocol=4)
+    except MemoryError:
+        raise
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError) as error:
+        name = _culprit(saved)
+        raise Refusal(
+            f"The saved value {name!r} cannot be sent back ({type(error).__name__}: {str(error)[:300]}): "
+            "save tensors, numbers, texts, or lists and dicts of them."
+        ) from error
+
+
+def _compress(plain: io.BytesIO, target: _Bounded, threads: int) -> None:
+    size = plain.getbuffer().nbytes
+    plain.seek(0)
+    workers = threads if threads > 1 and size >= PARALLEL_BYTES else 0
+    zstandard.ZstdCompressor(level=LEVEL, threads=workers).copy_stream(
+        plain, cast("IO[bytes]", target), size=size, read_size=CHUNK, write_size=CHUNK
+    )
+
+
+def _compacting_pickle() -> ModuleType:
+    """A stand-in for the pickle module: torch.save takes its Pickler from there, and this one sends tensors compact."""
+    compact: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return NotImplemented
+            small = _compacted(value, compact)
+            return NotImplemented if small is value else small.__reduce_ex__(4)  # type: ignore[no-untyped-call]
+
+    module = ModuleType("edif_hpc_compacting_pickle")
+    vars(module).update(vars(pickle))
+    module.Pickler = Pickler  # type: ignore[attr-defined]
+    return module
+
+
+def _compacted(tensor: torch.Tensor, compact: dict[tuple[Any, ...], torch.Tensor]) -> torch.Tensor:
+    """The tensor itself if it is on the CPU and fills its storage, else a copy; equal views get the same copy."""
+    if tensor.is_sparse or tensor.is_quantized or tensor.layout is not torch.strided:
+        return tensor if tensor.device.type in ("cpu", "meta") else tensor.cpu()
+    storage = tensor.untyped_storage()
+    fills = tensor.numel() * tensor.element_size() >= storage.nbytes()
+    plain = not tensor.requires_grad or isinstance(tensor, torch.nn.Parameter)
+    if fills and plain and tensor.device.type in ("cpu", "meta"):
+        return tensor
+    key = (id(type(tensor)), storage.data_ptr(), tensor.storage_offset(), tensor.dtype, tensor.shape, tensor.stride())
+    if key not in compact:
+        detached = tensor.detach()
+        on_cpu = detached.cpu() if detached.device.type != "meta" else detached
+        small = on_cpu if fills or on_cpu is not detached else on_cpu.clone(memory_format=torch.contiguous_format)
+        kept = isinstance(tensor, torch.nn.Parameter)
+        compact[key] = torch.nn.Parameter(small, tensor.requires_grad) if kept else small
+    return compact[key]
+
+
+def _culprit(saved: dict[str, Any]) -> str:
+    """The first saved name that cannot be pickled by itself."""
+    for name, value in saved.items():
+        try:
+            torch.save(value, io.BytesIO(), pickle_module=_compacting_pickle())
+        except Exception:  # noqa: BLE001 - only asking which one it is; the error itself is reported by the caller
+            return name
+    return next(iter(saved), "?")

@@ -1,0 +1,161 @@
+"""The process that executors are forked from: it has everything imported and the model built, and holds no secret.
+
+It was exec'd with a clean environment, builds the model on meta, maps the host's sealed weights privately, runs one
+trusted request, and from then on only forks and reaps. It never sees a request. No second thread may exist here and no
+parallel region may run: a fork would inherit locks that nobody releases.
+
+    python -m edif_hpc.worker.zygote HOST_CHANNEL_FD PARENT_PID
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+from edif_hpc.core.errors import EdifError, HostError
+from edif_hpc.core.isolation import Isolation
+from edif_hpc.worker import sandbox
+from edif_hpc.worker.channel import Channel
+from edif_hpc.worker.contract import HostSpec
+from edif_hpc.worker.executor import Preparation, serve
+from edif_hpc.worker.messages import host_spec
+from edif_hpc.worker.process import become_subreaper, guard_process, private_bytes
+
+SPARE_PROCESSES = 128
+"""How many processes and threads more than now this user may have while an executor runs (level `process`)."""
+
+
+def main(host: Channel) -> None:
+    message, (agent_fd,) = _expect(host, "spec")
+    try:
+        preparation = _build(host_spec(message), host)
+    except EdifError as error:
+        host.send({"type": "failed", "text": str(error)})
+        return
+    host.send({"type": "ready", "level": preparation.level.value, "private_bytes": private_bytes()})
+    Zygote(preparation, host, Channel.from_fd(agent_fd)).loop()
+
+
+def _build(spec: HostSpec, host: Channel) -> Preparation:
+    reach = sandbox.probe()
+    level = min(spec.isolation, reach.level, key=lambda each: each.rank)
+    if not level.covers(spec.required):
+        raise HostError(
+            f"This machine reaches isolation level {level.value}, but {spec.required.value} is required: "
+            f"{' '.join(reach.reasons) or 'see `edif-hpc doctor`.'}"
+        )
+    import torch
+
+    torch.set_num_threads(1)
+    from edif_hpc.worker import model as models
+    from edif_hpc.worker import weights
+    from edif_hpc.worker.run import Runner
+    from edif_hpc.worker.warmup import warm_up
+
+    if spec.adapters:
+        import peft  # noqa: F401 - takes a second, which no request should wait for
+    model = models.load(spec, weights=False)
+    _, (weights_fd, manifest_fd) = _expect(host, "weights")
+    weights.attach(model, weights_fd, manifest_fd)
+    os.close(weights_fd)
+    os.close(manifest_fd)
+    runner = Runner(model, spec.device, spec.adapters, spec.threads)
+    runner.prepare()
+    trouble = warm_up(runner)
+    if trouble:
+        host.send({"type": "progress", "text": f"The warm-up request failed, which costs only time: {trouble}"})
+    models.settle()
+    return Preparation(spec, runner, reach, level, _own_tasks() + SPARE_PROCESSES, os.getpid())
+
+
+class Zygote:
+    """Forks when the agent asks, tells how each executor ended, and ends with host or agent."""
+
+    def __init__(self, preparation: Preparation, host: Channel, agent: Channel) -> None:
+        self._preparation = preparation
+        self._host = host
+        self._agent = agent
+        self._executors: dict[int, int] = {}  # pidfd -> pid
+        self._poll = select.poll()
+
+    def loop(self) -> None:
+        become_subreaper()
+        for channel in (self._host, self._agent):
+            self._poll.register(channel.fileno(), select.POLLIN)
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd in self._executors:
+                    self._reap(fd)
+                elif not self._hear(self._host if fd == self._host.fileno() else self._agent):
+                    return
+
+    def _hear(self, channel: Channel) -> bool:
+        received = channel.receive()
+        if received is None:
+            return False
+        if received[0]["type"] == "fork":
+            self._fork()
+        return True
+
+    def _fork(self) -> None:
+        ours, theirs = Channel.pair()
+        pid = os.fork()
+        if pid == 0:
+            serve(self._preparation, theirs)
+        pidfd = os.pidfd_open(pid)
+        self._executors[pidfd] = pid
+        self._poll.register(pidfd, select.POLLIN)
+        self._agent.send({"type": "spare", "pid": pid}, [pidfd, ours.fileno()])
+        ours.close()
+        theirs.close()
+
+    def _reap(self, pidfd: int) -> None:
+        pid = self._executors.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _, status, usage = os.wait4(pid, 0)
+        self._agent.send(
+            {"type": "exit", "pid": pid, "status": status, "peak_bytes": usage.ru_maxrss * 1024,
+             "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        )  # fmt: skip
+        if self._preparation.level is Isolation.PROCESS:
+            self._end_strays()
+
+    def _end_strays(self) -> None:
+        """Kill what an executor forked: a subreaper inherits it when its parent has gone."""
+        known = set(self._executors.values())
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        while strays := [pid for pid in map(int, children.read_text().split()) if pid not in known]:
+            for pid in strays:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _expect(channel: Channel, kind: str) -> tuple[dict[str, object], list[int]]:
+    received = channel.receive()
+    if received is None:
+        sys.exit(0)  # the host is gone
+    if received[0].get("type") != kind:
+        raise HostError(f"The zygote heard {received[0].get('type')!r} where {kind!r} was due: a component differs.")
+    return received
+
+
+def _own_tasks() -> int:
+    """How many threads this user has on the machine, which is what RLIMIT_NPROC compares with."""
+    count, uid = 0, os.getuid()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if entry.stat().st_uid == uid:
+                    count += len(list((entry / "task").iterdir()))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
+    return count
+
+
+if __name__ == "__main__":
+    guard_process(int(sys.argv[2]))
+    main(Channel.from_fd(int(sys.argv[1])))
