@@ -6,7 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
-import posix
+import tempfile
 from pathlib import Path
 
 from edif_hpc.worker.sandbox.kernel import libc, syscall
@@ -52,7 +52,6 @@ def clear_environment(home: Path) -> None:
     What Python or a library copied to its heap before is still there.
     """
     os.environ.clear()
-    posix.environ.clear()  # what os.environ was made from, once
     libc().clearenv()
     # Fields 50 and 51 of proc(5): env_start, env_end. The second field may hold spaces and brackets.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -60,3 +59,4 @@ def clear_environment(home: Path) -> None:
     if 0 < start < end:
         ctypes.memset(start, 0, end - start)
     os.environ["HOME"] = os.environ["TMPDIR"] = str(home)
+    tempfile.tempdir = str(home)  # whatever the zygote found out before is not writable here

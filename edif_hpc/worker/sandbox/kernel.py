@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 from functools import cache
 
 PR_SET_PDEATHSIG = 1
@@ -85,3 +86,12 @@ def drop_capabilities() -> None:
     sets = (_CapabilitySets * 2)()
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     syscall("capset", ctypes.addressof(header), ctypes.addressof(sets))
+
+
+def protect_process() -> None:
+    """For agent, model host and zygote, which live with credentials or models: no tracing, no /proc entries, no core.
+
+    Processes of the same uid can then read neither memory nor environment nor descriptors of this one; root still can.
+    """
+    prctl(PR_SET_DUMPABLE, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
