@@ -8,6 +8,7 @@ boto3 is synchronous; `in_thread` runs a call beside the event loop. It is impor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -127,7 +128,13 @@ class Store:
             return self.client.get_object(Bucket=self.endpoint.bucket, Key=key, **extra)
 
         found = self._call(f"return {key}", start)
-        return found["ContentLength"], found.get("ContentRange"), found["Body"].iter_chunks(CHUNK_BYTES)
+        return found["ContentLength"], found.get("ContentRange"), self._chunks(key, found["Body"])
+
+    def _chunks(self, key: str, body: Any) -> Iterator[bytes]:
+        """A body in pieces. Closing the iterator closes the connection."""
+        with contextlib.closing(body):
+            while chunk := self._call(f"go on with {key}", lambda: body.read(CHUNK_BYTES)):
+                yield chunk
 
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), DELETE_BATCH):

@@ -11,8 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from edif_hpc.core.endpoints import RedisEndpoint
-from edif_hpc.fleet.embedded import redis_binary
+from edif_hpc.core.endpoints import RedisEndpoint, StoreEndpoint, store_endpoint
+from edif_hpc.core.errors import Unavailable
+from edif_hpc.core.home import Home
+from edif_hpc.core.settings import Settings
+from edif_hpc.core.store import Store
+from edif_hpc.fleet.embedded import redis_binary, store_command, store_environment
 
 T = TypeVar("T")
 
@@ -35,24 +39,70 @@ def eventually(condition: Callable[[], T | None], seconds: float = 30.0, what: s
         time.sleep(0.02)
 
 
+class RedisProcess:
+    """One Redis with a password, on loopback, that can be killed and started again on its port."""
+
+    def __init__(self, folder: Path, *, persistent: bool = False) -> None:
+        self.folder = folder
+        self.persistent = persistent
+        self.port = free_port()
+        self.endpoint = RedisEndpoint(f"redis://127.0.0.1:{self.port}/0", "", "test-password")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--requirepass", self.endpoint.password,
+             "--dir", str(self.folder), "--appendonly", "yes" if self.persistent else "no", "--appendfsync", "always",
+             "--save", "", "--maxmemory-policy", "noeviction"],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        eventually(self._answers, what="Redis answering")
+
+    def _answers(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
 @contextmanager
 def redis_server(folder: Path) -> Iterator[RedisEndpoint]:
     """One Redis with a password, on loopback, killed at the end."""
-    port, password = free_port(), "test-password"
+    redis = RedisProcess(folder)
+    try:
+        redis.start()
+        yield redis.endpoint
+    finally:
+        redis.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[StoreEndpoint]:
+    """One SeaweedFS with a bucket, as the product starts it, killed at the end."""
+    home, settings = Home(folder).create(), Settings()
+    log = (folder / "store.log").open("w")
     process = subprocess.Popen(
-        [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", password, "--dir", str(folder),
-         "--appendonly", "no", "--save", "", "--maxmemory-policy", "noeviction"],
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        store_command(home, settings), cwd=home.store, env=store_environment(home), stdout=log, stderr=log
+    )
+    endpoint = store_endpoint(home, settings)
 
     def answers() -> bool:
-        with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", port)) == 0
+        assert process.poll() is None, (folder / "store.log").read_text()[-3000:]
+        try:
+            Store(endpoint).ensure_bucket()
+        except Unavailable:
+            return False
+        return True
 
     try:
-        eventually(answers, what="Redis answering")
-        yield RedisEndpoint(f"redis://127.0.0.1:{port}/0", "", password)
+        eventually(answers, 60.0, "the object store answering")
+        yield endpoint
     finally:
         process.kill()
         process.wait()
+        log.close()
         shutil.rmtree(folder, ignore_errors=True)

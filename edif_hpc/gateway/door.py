@@ -1,0 +1,91 @@
+"""Whether a model may be asked for at all: allowed here, in the cache, and small enough for some worker.
+
+A refusal is a sentence, not an HTTP error: the request is accepted and ends in ERROR at once, so that blocking and
+polling clients see the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from edif_hpc.core.errors import ModelError
+from edif_hpc.core.settings import Settings
+from edif_hpc.core.wire import ModelKey
+from edif_hpc.hardware.checkpoint import Checkpoint, describe
+from edif_hpc.hardware.memory import check_fits
+
+from .observed import Observed
+
+CACHE_SECONDS = 5.0
+CACHE_ENTRIES = 1000
+MEMORY_SHARE = 0.75
+"""Of a machine's memory, for models, where the settings name none."""
+
+
+class Door:
+    def __init__(self, settings: Settings, cache: Path, observed: Observed) -> None:
+        self.settings = settings
+        self.cache = cache
+        self.observed = observed
+        self._described: dict[tuple[str, str | None], tuple[float, Checkpoint]] = {}
+
+    async def refusal(self, key: ModelKey, env: dict[str, Any]) -> str:
+        """Why this model cannot be asked for, in one sentence; "" when it can."""
+        try:
+            self._check_allowed(key)
+            self._check_adapter(env.get("peft"))
+            checkpoint = await self._describe(key.repo_id, key.revision)
+            if checkpoint.adapter:
+                raise ModelError(
+                    f"{key.repo_id!r} is a PEFT adapter, not a model; load its base {checkpoint.base!r} and name the "
+                    "adapter with peft=."
+                )
+            largest = await self._largest()
+            check_fits(checkpoint, largest, self.settings.models.dtype.get(key.repo_id, "auto"))
+        except ModelError as error:
+            return str(error)
+        return ""
+
+    def _check_allowed(self, key: ModelKey) -> None:
+        models = self.settings.models
+        if not any(fnmatchcase(key.repo_id, pattern) for pattern in models.allow):
+            raise ModelError(
+                f"The model {key.repo_id!r} may not be used on this service; ask its admin to add it to models.allow."
+            )
+        if key.trust_remote_code and key.repo_id not in models.trust_remote_code:
+            raise ModelError(
+                f"The model {key.repo_id!r} would run its own Python code on load; use trust_remote_code=False, or "
+                "ask this service's admin to add it to models.trust_remote_code."
+            )
+
+    def _check_adapter(self, adapter: Any) -> None:
+        if adapter is None:
+            return
+        if not isinstance(adapter, str) or adapter not in self.settings.models.adapters:
+            raise ModelError(
+                f"The adapter {str(adapter)[:120]!r} may not be used on this service; ask its admin to add it to "
+                "models.adapters."
+            )
+
+    async def _describe(self, repo_id: str, revision: str | None) -> Checkpoint:
+        """From the shared cache, which may be a slow file system: in a thread, and remembered for a moment."""
+        now = time.monotonic()
+        until, checkpoint = self._described.get((repo_id, revision), (0.0, None))
+        if checkpoint is None or now >= until:
+            checkpoint = await asyncio.to_thread(describe, self.cache, repo_id, revision)
+            if len(self._described) >= CACHE_ENTRIES:
+                self._described.clear()
+            self._described[repo_id, revision] = (now + CACHE_SECONDS, checkpoint)
+        return checkpoint
+
+    async def _largest(self) -> int:
+        """Memory of the largest worker there is or could be, in bytes."""
+        own = self.settings.worker.memory_bytes
+        if not own:
+            own = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)
+        return max([own, *(worker.memory_budget for worker in await self.observed.workers())])

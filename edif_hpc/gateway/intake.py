@@ -1,0 +1,106 @@
+"""POST /request: from a stranger's body to a place in the queue, in one round trip to Redis.
+
+Ids, users and times are made here; what the client says of them is ignored. The payload stays opaque.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from edif_hpc.core import log
+from edif_hpc.core.queue import Queue, Submission
+from edif_hpc.core.settings import Settings
+from edif_hpc.core.store import Store, in_thread, payload_key
+from edif_hpc.core.wire import Envelope, ModelKey, Status, check_client_version, status_message
+
+from .auth import Auth, User
+from .door import Door
+from .multipart import Payload, read_form
+from .sessions import Sessions
+
+KIND = "trace"
+VERSION_LENGTH = 200
+IDEMPOTENCY_HEADER = "idempotency-key"
+
+logger = log.get("gateway")
+
+
+class Intake:
+    def __init__(
+        self, settings: Settings, auth: Auth, door: Door, queue: Queue, store: Store, sessions: Sessions, spool: Path
+    ) -> None:
+        self.settings = settings
+        self.auth = auth
+        self.door = door
+        self.queue = queue
+        self.store = store
+        self.sessions = sessions
+        self.spool = spool
+        self.redis_is_full = False
+        """Whether small payloads must go to the store too; kept up to date by the pulse."""
+
+    async def post(self, request: Request) -> Response:
+        user = await self.auth.user(request)
+        version = request.headers.get("nnsight-version", "")
+        check_client_version(version)
+        limits = self.settings.limits
+        payload = Payload(limits.inline_bytes, self.spool)
+        try:
+            envelope = Envelope.read(await read_form(request, payload, limits.payload_bytes))
+            key = ModelKey.parse(envelope.model_key)
+            request_id = _new_id(user, request.headers.get(IDEMPOTENCY_HEADER, ""))
+            request.scope["edif_notes"].update(request=request_id, user=user.name, bytes=payload.size)
+            submission = Submission(
+                request_id=request_id,
+                user=user.name,
+                target=str(key),
+                kind=KIND,
+                record={
+                    "model_key": str(key),
+                    "compress": envelope.compress,
+                    "env": envelope.env,
+                    "bytes": payload.size,
+                    "nnsight": version[:VERSION_LENGTH],
+                    "python": request.headers.get("python-version", "")[:VERSION_LENGTH],
+                },
+                session=envelope.session_id,
+                priority=user.priority,
+            )
+            await self._submit(submission, payload, await self.door.refusal(key, envelope.env))
+        finally:
+            payload.close()
+        return JSONResponse(status_message(request_id, Status.RECEIVED.value, "Accepted."))
+
+    async def _submit(self, submission: Submission, payload: Payload, refusal: str) -> None:
+        fields = submission.__dict__
+        if not refusal:
+            if payload.on_disk or self.redis_is_full:
+                fields = {**fields, "object_key": await self._store(submission.request_id, payload)}
+            else:
+                fields = {**fields, "payload": payload.in_memory()}
+        session = self.sessions.join(submission.session, submission.user, submission.request_id)
+        try:
+            await self.queue.submit(Submission(**fields), refusal=refusal)
+        except BaseException:
+            if session is not None:
+                self.sessions.part(session, submission.request_id)
+            raise
+
+    async def _store(self, request_id: str, payload: Payload) -> str:
+        """Put a large payload into the store; it is due for deletion from before it exists, so none can be orphaned."""
+        key, limits = payload_key(request_id), self.settings.limits
+        await self.queue.expire_object(key, 2 * limits.queue_seconds + limits.retention_seconds)
+        await in_thread(self.store.upload, key, payload.file())
+        return key
+
+
+def _new_id(user: User, idempotency_key: str) -> str:
+    """A fresh id, or the same one for the same user's same key, so that a client may safely submit twice."""
+    if not idempotency_key:
+        return uuid.uuid4().hex
+    return hashlib.sha256(f"{user.name}\n{idempotency_key[:256]}".encode()).hexdigest()[:32]
