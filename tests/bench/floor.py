@@ -1,16 +1,18 @@
 """The floor: the least that can answer a stock nnsight client. uvicorn, a Redis list, pub/sub and one worker loop.
 
 Nothing is durable, nobody is kept apart, nothing is checked, one crash loses everything. It is what edif_hpc's own cost
-is measured against: `python -m tests.bench.floor server PORT REDIS_URL` and `... worker REDIS_URL CACHE MODEL_KEY`.
+is measured against: `python -m tests.bench.floor server PORT REDIS_URL` and `... worker REDIS_URL MODEL_KEY`,
+one worker for each model, which finds it in HF_HUB_CACHE. It is made no slower than it need be: one thread of torch
+like the service beside it, garbage of the start frozen, no per-message deflate.
 """
 
-from __future__ import annotations
-
 import asyncio
+import contextlib
 import io
-import pickle
+import json
 import sys
 import uuid
+from collections.abc import AsyncIterator
 
 
 def server(port: int, redis_url: str) -> None:
@@ -18,12 +20,28 @@ def server(port: int, redis_url: str) -> None:
     from fastapi import FastAPI, Form, UploadFile, WebSocket
     from redis.asyncio import Redis
 
-    app, redis, sockets = FastAPI(), Redis.from_url(redis_url), {}
+    redis, sockets = Redis.from_url(redis_url), {}
+
+    async def relay() -> None:
+        async with redis.pubsub() as pubsub:
+            await pubsub.subscribe("floor")
+            async for message in pubsub.listen():
+                if message["type"] == "message":
+                    sockets.pop(message["data"].decode()).set_result(await redis.getdel(message["data"]))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.relay = asyncio.create_task(relay())
+        yield
+
+    app = FastAPI(lifespan=lifespan)
 
     @app.post("/request")
     async def request(data: str = Form(), blob: UploadFile = None) -> dict:  # type: ignore[assignment]
-        request_id = uuid.uuid4().hex
-        await redis.rpush("floor", pickle.dumps((request_id, data, await blob.read())))  # type: ignore[misc]
+        request_id, envelope = uuid.uuid4().hex, json.loads(data)
+        session, compress = envelope["session_id"].encode(), b"%d" % envelope["compress"]
+        waiting = f"floor:{envelope['model_key']}"
+        await redis.rpush(waiting, b" ".join((request_id.encode(), session, compress, await blob.read())))
         return {"id": request_id, "status": "RECEIVED", "description": "", "data": None, "meta": None}
 
     @app.websocket("/subscribe")
@@ -35,19 +53,11 @@ def server(port: int, redis_url: str) -> None:
         await socket.send_bytes(await answer)
         await socket.close()
 
-    async def relay() -> None:
-        async with redis.pubsub() as pubsub:
-            await pubsub.subscribe("floor")
-            async for message in pubsub.listen():
-                if message["type"] == "message":
-                    sockets.pop(message["data"].decode()).set_result(await redis.getdel(message["data"]))
-
-    app.router.on_startup.append(lambda: setattr(app.state, "relay", asyncio.ensure_future(relay())))
     uvicorn.run(app, port=port, log_level="warning", access_log=False, ws_per_message_deflate=False)
 
 
-def worker(redis_url: str, cache: str, model_key: str) -> None:
-    import json
+def worker(redis_url: str, model_key: str) -> None:
+    import gc
 
     import torch
     import zstandard
@@ -57,25 +67,27 @@ def worker(redis_url: str, cache: str, model_key: str) -> None:
     from redis import Redis
 
     redis = Redis.from_url(redis_url)
-    model = TransformersModel.from_model_key(model_key, dispatch=True, model_kwargs={"cache_dir": cache})
+    model = TransformersModel.from_model_key(model_key, dispatch=True)
     model._module.requires_grad_(False)
     objects = model._remoteable_persistent_objects()
-    redis.set("floor-ready", 1)
+    gc.collect()
+    gc.freeze()
+    redis.set(f"ready:{model_key}", 1)
     while True:
-        request_id, data, blob = pickle.loads(redis.blpop(["floor"])[1])
-        envelope = json.loads(data)
-        tracer = RequestModel.deserialize(blob, objects, compress=envelope["compress"])
+        request_id, session, compress, blob = redis.blpop([f"floor:{model_key}"])[1].split(b" ", 3)
+        tracer = RequestModel.deserialize(blob, objects, compress=compress == b"1")
         inc()
         tracer.execute(tracer.info.code)
         saved = {name: value for name, value in tracer.info.frame.f_locals.items() if id(value) in _saves()}
+        dec()
         buffer = io.BytesIO()
         torch.save(saved, buffer)
-        dec()
-        result = zstandard.compress(buffer.getvalue(), 1) if envelope["compress"] else buffer.getvalue()
+        result = zstandard.compress(buffer.getvalue(), 1) if compress == b"1" else buffer.getvalue()
         frame = io.BytesIO()
-        torch.save({"id": request_id, "status": "COMPLETED", "data": result}, frame, pickle_protocol=4)
-        redis.set(envelope["session_id"], frame.getvalue())
-        redis.publish("floor", envelope["session_id"])
+        answer = {"id": request_id.decode(), "status": "COMPLETED", "description": "", "data": result, "meta": None}
+        torch.save(answer, frame, pickle_protocol=4)
+        redis.set(session, frame.getvalue())
+        redis.publish("floor", session)
 
 
 if __name__ == "__main__":

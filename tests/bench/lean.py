@@ -14,6 +14,10 @@ from dataclasses import dataclass
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 BOUNDARY = "lean-client-boundary"
+BURST_CONNECTIONS = 16
+"""Submissions on their way at once."""
+POLLERS = 4
+POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class Prepared:
         )
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One finished request. `result` is its bytes, or the link to a large one."""
+
+    request_id: str
+    seconds: float
+    result: bytes | str
+
+
 class RemoteFailure(Exception):
     """The server answered ERROR, or something that is no answer."""
 
@@ -63,12 +76,18 @@ async def frames(reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
 
 
 async def post(host: str, port: int, body: bytes, headers: str) -> dict:
+    what = f"Content-Length: {len(body)}\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+    return await _exchange(host, port, "POST /request", what + headers, body)
+
+
+async def get(host: str, port: int, path: str, headers: str) -> dict:
+    return await _exchange(host, port, f"GET {path}", headers, b"")
+
+
+async def _exchange(host: str, port: int, what: str, headers: str, body: bytes) -> dict:
+    """One HTTP exchange over a connection of its own."""
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(
-        f"POST /request HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
-        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n{headers}\r\n".encode()
-        + body
-    )
+    writer.write(f"{what} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n{headers}\r\n".encode() + body)
     answer = await reader.read()
     writer.close()
     head, _, content = answer.partition(b"\r\n\r\n")
@@ -77,8 +96,8 @@ async def post(host: str, port: int, body: bytes, headers: str) -> dict:
     return json.loads(content)
 
 
-async def blocking(host: str, port: int, request: Prepared, key: str = "") -> tuple[float, bytes | str]:
-    """One blocking request. Returns its seconds and its result: bytes, or the link to a large one."""
+async def blocking(host: str, port: int, request: Prepared, key: str = "") -> Answer:
+    """One blocking request."""
     headers = f"ndif-api-key: {key}\r\n" if key else ""
     began = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, port)
@@ -90,43 +109,60 @@ async def blocking(host: str, port: int, request: Prepared, key: str = "") -> tu
         await reader.readuntil(b"\r\n\r\n")
         stream = frames(reader, writer)
         _, hello = await anext(stream)
-        await post(host, port, request.body(json.loads(hello)["session_id"]), headers)
+        request_id = (await post(host, port, request.body(json.loads(hello)["session_id"]), headers))["id"]
         async for kind, body in stream:
             if kind == BINARY:
-                return time.perf_counter() - began, body
+                return Answer(request_id, time.perf_counter() - began, body)
             status = json.loads(body)
             if status["status"] == "ERROR":
                 raise RemoteFailure(status["description"])
             if status["status"] == "COMPLETED":
-                return time.perf_counter() - began, status["data"]
+                return Answer(request_id, time.perf_counter() - began, status["data"])
         raise RemoteFailure("the socket closed before an end")
     finally:
         writer.close()
 
 
-async def stream(
-    host: str, port: int, request: Prepared, clients: int, total: int, key: str = ""
-) -> tuple[float, list[float]]:
-    """`total` blocking requests from `clients` at a time. Returns the seconds of the whole and of each."""
-    numbers = iter(range(total))
-    seconds: list[float] = []
+async def throughput(host: str, port: int, request: Prepared, clients: int, seconds: float, key: str = "") -> float:
+    """Requests per second that `clients` get answered, each sending its next one when it has its answer."""
+    done = 0
+    began = time.perf_counter()
 
     async def client() -> None:
-        for _ in numbers:
-            seconds.append((await blocking(host, port, request, key))[0])
+        nonlocal done
+        while time.perf_counter() - began < seconds:
+            await blocking(host, port, request, key)
+            done += 1
 
-    began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
-    return time.perf_counter() - began, seconds
+    return done / (time.perf_counter() - began)
 
 
-async def burst(host: str, port: int, request: Prepared, total: int, key: str = "") -> list[str]:
-    """`total` non-blocking requests as fast as they are taken. Returns their ids."""
+async def burst(host: str, port: int, request: Prepared, total: int, key: str = "") -> float:
+    """Completions per second of `total` non-blocking requests, submitted at once, each polled until it has ended."""
     headers = f"ndif-api-key: {key}\r\n" if key else ""
-    gate = asyncio.Semaphore(16)
+    gate = asyncio.Semaphore(BURST_CONNECTIONS)
 
-    async def one() -> str:
+    async def submit() -> str:
         async with gate:
             return (await post(host, port, request.body(""), headers))["id"]
 
-    return await asyncio.gather(*(one() for _ in range(total)))
+    async def poll(request_id: str) -> None:
+        while True:
+            status = await get(host, port, f"/response/{request_id}", headers)
+            if status["status"] == "ERROR":
+                raise RemoteFailure(status["description"])
+            if status["status"] == "COMPLETED":
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    began = time.perf_counter()
+    waiting = await asyncio.gather(*(submit() for _ in range(total)))
+    ids = iter(waiting)
+
+    async def poller() -> None:
+        for request_id in ids:
+            await poll(request_id)
+
+    await asyncio.gather(*(poller() for _ in range(POLLERS)))
+    return total / (time.perf_counter() - began)

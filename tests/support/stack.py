@@ -50,6 +50,7 @@ class Stack:
     key: str = field(repr=False, default="")
     uid: int | None = None
     level: str = ""
+    keys: dict[str, str] = field(default_factory=dict, repr=False)
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
@@ -75,22 +76,30 @@ class Stack:
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
 
 
-@contextmanager
-def running(
-    home: Path, cache: Path, isolation: str = "locked", settings: str = "", *, as_ordinary_user: bool = True
-) -> Iterator[Stack]:
-    """Start a service on `cache` (a hub cache directory), stop it at the end, whatever happened."""
+def prepared(home: Path, cache: Path, settings: str = "", *, as_ordinary_user: bool = True) -> Stack:
+    """A home ready for `up`, on `cache` (a hub cache directory), owned by whom the service will run as.
+
+    `settings` is TOML; what comes before its first section belongs to `[models]`.
+    """
     uid = ordinary_uid() if as_ordinary_user else None
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     port = free_port()
-    (home / "edif-hpc.toml").write_text(f'[models]\ncache = "{cache}"\n[gateway]\nport = {port}\n{settings}')
+    (home / "edif-hpc.toml").write_text(f'[gateway]\nport = {port}\n[models]\ncache = "{cache}"\n{settings}')
     if uid is not None:
         for path in (home, *home.rglob("*")):
             os.chown(path, uid, uid)
         for parent in home.parents:  # pytest's own folders are 0700
             if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
                 parent.chmod(parent.stat().st_mode | 0o011)
-    stack = Stack(home, f"http://127.0.0.1:{port}", uid=uid)
+    return Stack(home, f"http://127.0.0.1:{port}", uid=uid)
+
+
+@contextmanager
+def running(
+    home: Path, cache: Path, isolation: str = "locked", settings: str = "", *, as_ordinary_user: bool = True
+) -> Iterator[Stack]:
+    """Start a service in a home of its own, stop it at the end, whatever happened; see `prepared`."""
+    stack = prepared(home, cache, settings, as_ordinary_user=as_ordinary_user)
     try:
         stack.cli("up", "--detach", "--isolation", isolation)
         stack.key = stack.json("keys", "create", "tester")["key"]
