@@ -62,7 +62,7 @@ def heavy_outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     home = tmp_path_factory.mktemp("hf")
     hub = models.build_cache(home, ["gpt2"])
     identities = [identity for identity in IDENTITIES if identity != "root"]
-    return run("--hub", str(hub), *asked(identities), HF_HOME=str(home), HF_HUB_OFFLINE="1")
+    return run("--hub", str(hub), *asked(identities), HOME=str(home), HF_HOME=str(home), HF_HUB_OFFLINE="1")
 
 
 @locked
