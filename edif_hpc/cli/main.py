@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import components, life
+from . import components, config, doctor, keys, life, logs, look, models, requests
 
 app = typer.Typer(
     name="edif-hpc",
@@ -15,8 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-life.register(app)
-components.register(app)
+for module in (life, look, logs, requests, models, keys, config, doctor, components):
+    module.register(app)
 
 
 def version(value: bool) -> None:

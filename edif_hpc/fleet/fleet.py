@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from edif_hpc.core import log
 from edif_hpc.core.errors import EdifError, Unavailable
 from edif_hpc.core.queue import Queue, keys
-from edif_hpc.core.registry import Registry
+from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread
 from edif_hpc.core.wire import ModelKey, Status
@@ -31,6 +31,8 @@ LEAD_TICKS = 4
 LEAD_LEAST_SECONDS = 3.0
 OBJECTS_SECONDS = 10.0
 STORE_PAUSE_SECONDS = 30.0
+WANTED_SECONDS = 600.0
+"""How long the fleet goes on trying to bring up a worker for a model that an admin wants."""
 
 RENEW = """
 local holder = redis.call('GET', KEYS[1])
@@ -112,10 +114,26 @@ class Fleet:
         if reclaimed or dead or overdue:
             logger.warning("swept", reclaimed=reclaimed, dead=dead, overdue=overdue)
         self._bury()
-        targets = [_target(key, waiting) for key, waiting in (await self.queue.waiting()).items()]
-        decision = decide(targets, await self.registry.workers(), self._pools(), time.time())
+        workers = await self.registry.workers()
+        waiting = {**dict.fromkeys(await self._wanted(workers), 0), **await self.queue.waiting()}
+        targets = [_target(key, count) for key, count in waiting.items()]
+        decision = decide(targets, workers, self._pools(), time.time())
         await self._act(decision)
         await self._delete_objects()
+
+    async def _wanted(self, workers: list[WorkerRecord]) -> list[str]:
+        """Models that an admin wants loaded: told to a worker as soon as one serves. Returns those still to tell."""
+        await self.redis.zremrangebyscore(keys.WANTED, "-inf", time.time() - WANTED_SECONDS)
+        wanted = [key.decode() for key in await self.redis.zrange(keys.WANTED, 0, -1)]
+        serving = [worker for worker in workers if worker.state == "serving"]
+        if not wanted or not serving:
+            return wanted
+        for key in wanted:
+            least = min(serving, key=lambda worker: len(worker.models))
+            if not any(model.model_key == key for worker in serving for model in worker.models):
+                await self.registry.command(least.worker_id, f"load {key}")
+            await self.redis.zrem(keys.WANTED, key)
+        return []
 
     def _pools(self) -> list[Pool]:
         pools = []

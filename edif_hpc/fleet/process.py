@@ -201,7 +201,8 @@ def stop(record: Record, seconds: float, *, how: signal.Signals = signal.SIGTERM
 
 def descendants(pid: int) -> list[psutil.Process]:
     try:
-        return psutil.Process(pid).children(recursive=True)
+        children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        return children
     except psutil.Error:
         return []
 

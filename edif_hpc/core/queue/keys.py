@@ -23,6 +23,7 @@
     api_keys          hash    hash of a key -> JSON record
     components        hash    component name -> JSON record
     fleet_leader      string  token of the fleet that leads, expires unless renewed
+    wanted            zset    model key -> Unix time, of models that an admin wants loaded without a request
     counters          hash    totals for /metrics
     environment       string  versions of the last worker, for nnsight.compare()
     notices           hash    subject -> sentence that explains a pause to people
@@ -41,6 +42,7 @@ SWEEP = PREFIX + "sweep"
 API_KEYS = PREFIX + "api_keys"
 COMPONENTS = PREFIX + "components"
 FLEET_LEADER = PREFIX + "fleet_leader"
+WANTED = PREFIX + "wanted"
 COUNTERS = PREFIX + "counters"
 ENVIRONMENT = PREFIX + "environment"
 NOTICES = PREFIX + "notices"

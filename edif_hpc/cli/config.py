@@ -1,0 +1,115 @@
+"""`config show` and `config docs`: the effective settings and where each came from, and the table in the README."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import typer
+
+from .context import ConfigOption, HomeOption, JsonOption, locate, refusals, settings_for, table
+
+SHOW_HELP = """Show every setting, its effective value and where that came from. Secrets are masked.
+
+Examples:
+
+  edif-hpc config show
+
+  EDIF_HPC_GATEWAY__PORT=8080 edif-hpc config show --config site.toml --json
+"""
+DOCS_HELP = """Print the table of all settings in Markdown, as it stands in the README.
+
+Example:
+
+  edif-hpc config docs
+"""
+MASK = "********"
+SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+"""User and password in a URL. Settings hold no other secrets, they name the files that do."""
+
+config_app = typer.Typer(help="The settings.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    config_app.command("show", help=SHOW_HELP)(show)
+    config_app.command("docs", help=DOCS_HELP)(docs)
+    app.add_typer(config_app, name="config")
+
+
+@refusals
+def show(home: HomeOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
+    from edif_hpc.core.home import Home
+
+    place = Home.locate(home)
+    if place.root.exists():
+        locate(home)
+    loaded = settings_for(place, config)
+    rows = [
+        {"setting": name, "value": masked(value), "origin": loaded.origins.get(name, "default")}
+        for name, value in flattened(loaded.settings.model_dump(mode="json"), set(documented()))
+    ]
+    if not json:
+        for row in rows:
+            row["value"] = '""' if row["value"] == "" else "none" if row["value"] is None else row["value"]
+    table("Settings", {"setting": "SETTING", "value": "VALUE", "origin": "ORIGIN"}, rows, json=json)
+
+
+@refusals
+def docs() -> None:
+    print(markdown())
+
+
+def markdown() -> str:
+    """The settings as a Markdown table, in their own order."""
+    lines = ["| setting | default | what it does |", "|---|---|---|"]
+    for name, (default, description) in documented().items():
+        lines.append(f"| `{name}` | `{default}` | {description.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """Setting -> (default, description), sections flattened with dots."""
+    from pydantic import BaseModel
+
+    from edif_hpc.core.settings import Settings
+
+    found: dict[str, tuple[str, str]] = {}
+
+    def visit(model: type[BaseModel], prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            kind: Any = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                visit(kind, f"{prefix}{name}.")
+            else:
+                found[f"{prefix}{name}"] = (
+                    _shown(field.get_default(call_default_factory=True)),
+                    field.description or "",
+                )
+
+    visit(Settings, "")
+    return found
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value)
+
+
+def masked(value: Any) -> Any:
+    return SECRET.sub(MASK, value) if isinstance(value, str) else value
+
+
+def flattened(values: dict[str, Any], leaves: set[str], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in leaves:
+            found.extend(flattened(value, leaves, f"{key}."))
+        else:
+            found.append((key, value))
+    return found

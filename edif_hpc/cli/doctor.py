@@ -1,0 +1,255 @@
+"""`doctor`: can this machine run the service, and does it? One line per finding: ok, warning or failed, what to do."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from .context import HomeOption, JsonOption, refusals
+
+if TYPE_CHECKING:
+    from edif_hpc.core.home import Home
+    from edif_hpc.core.settings import Settings
+
+HELP = """Check this machine and this home. Exit code 1 when something failed.
+
+Examples:
+
+  edif-hpc doctor
+
+  edif-hpc doctor --json
+"""
+FREE_BYTES = 5 * 1024**3
+CLOCK_SECONDS = 2.0
+PROBE_OBJECT = "doctor/probe"
+PACKAGES = ("nnsight", "torch", "transformers", "redis", "boto3")
+STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. `advice` says what to do about a warning or a failure."""
+
+    subject: str
+    state: Literal["ok", "warning", "failed"]
+    found: str
+    advice: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("doctor", help=HELP)(doctor)
+
+
+@refusals
+def doctor(home: HomeOption = None, json: JsonOption = False) -> None:
+    from edif_hpc.core.home import Home
+
+    findings = list(examine(Home.locate(home)))
+    if json:
+        import json as json_module
+
+        print(json_module.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(soft_wrap=True)
+        for finding in findings:
+            line = Text.assemble(
+                (f"{finding.state:<8}", STYLES[finding.state]), f"{finding.subject:<13}", finding.found
+            )
+            if finding.advice:
+                line.append(f" → {finding.advice}")
+            console.print(line)
+    if any(finding.state == "failed" for finding in findings):
+        raise typer.Exit(1)
+
+
+def examine(home: Home) -> Iterator[Finding]:
+    """Everything, in the order in which it would stop the service."""
+    from edif_hpc.core.errors import EdifError
+
+    from .context import settings_for
+
+    yield from _versions()
+    try:
+        if home.root.exists():
+            home.check()
+        settings = settings_for(home).settings
+    except EdifError as error:
+        yield Finding("home", "failed", str(error))
+        return
+    yield Finding("home", "ok", str(home.root) if home.root.exists() else f"{home.root} (made by the first `up`)")
+    for check in (_binaries, _accelerator, _isolation, _components, _redis, _store, _gateway, _disk):
+        yield from _guarded(check, home, settings)
+
+
+def _guarded(check: Callable[[Home, Settings], Iterator[Finding]], home: Home, settings: Settings) -> Iterator[Finding]:
+    """A check that is refused is a finding, not the end of the others."""
+    from edif_hpc.core.errors import EdifError
+
+    try:
+        yield from check(home, settings)
+    except EdifError as error:
+        yield Finding(check.__name__.strip("_"), "failed", str(error))
+
+
+def _versions() -> Iterator[Finding]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from edif_hpc import __version__
+
+    python = platform.python_version()
+    known = (3, 11) <= sys.version_info < (3, 14)
+    yield Finding("edif-hpc", "ok", f"{__version__}, Python {python}, {platform.system()} {platform.release()}")
+    if not known:
+        yield Finding("python", "failed", python, "use Python 3.11 to 3.13")
+    missing, present = [], []
+    for name in PACKAGES:
+        try:
+            present.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    yield Finding("packages", "ok", ", ".join(present))
+    if missing:
+        yield Finding(
+            "packages", "warning", f"not installed: {', '.join(missing)}",
+            "workers on this machine need edif-hpc[worker]; a gateway does not",
+        )  # fmt: skip
+
+
+def _binaries(home: Home, settings: Settings) -> Iterator[Finding]:
+    from edif_hpc.core.errors import ComponentError
+    from edif_hpc.fleet import embedded
+
+    wanted = [("redis-server", embedded.redis_binary, settings.redis.url)]
+    wanted.append(("weed", embedded.store_binary, settings.store.endpoint))
+    for name, find, external in wanted:
+        if external:
+            continue
+        try:
+            yield Finding(name, "ok", find())
+        except ComponentError as error:
+            yield Finding(name, "failed", "not found", str(error))
+
+
+def _accelerator(home: Home, settings: Settings) -> Iterator[Finding]:
+    if settings.worker.device == "cpu":
+        yield Finding("accelerator", "ok", "not used (worker.device is cpu)")
+        return
+    tools = [tool for tool in ("nvidia-smi", "rocm-smi", "amd-smi") if shutil.which(tool)]
+    if tools:
+        yield Finding("accelerator", "ok", f"{', '.join(tools)} found")
+    else:
+        yield Finding("accelerator", "ok", "none found on this machine: workers here use the CPU")
+
+
+def _isolation(home: Home, settings: Settings) -> Iterator[Finding]:
+    from edif_hpc.core.isolation import Isolation
+    from edif_hpc.worker import sandbox
+
+    reach = sandbox.probe()
+    wanted = max(
+        settings.worker.isolation or Isolation.NONE, settings.worker.required_isolation, key=lambda level: level.rank
+    )
+    if not reach.level.covers(wanted):
+        state, advice = "failed", f"{wanted} is demanded: {' '.join(reach.reasons)}"
+    elif reach.level is not Isolation.LOCKED:
+        state, advice = "warning", " ".join(reach.reasons)
+    else:
+        state, advice = "ok", ""
+    used = settings.worker.isolation or reach.level
+    yield Finding(
+        "isolation", state,  # type: ignore[arg-type]
+        f"reaches {reach.level}, uses {used} (Landlock ABI {reach.landlock_abi or 'none'}, "
+        f"seccomp {'yes' if reach.seccomp else 'no'})",
+        advice,
+    )  # fmt: skip
+
+
+def _components(home: Home, settings: Settings) -> Iterator[Finding]:
+    from edif_hpc.fleet import process, state
+
+    records = process.records(home) if home.run.exists() else []
+    if not records:
+        yield Finding("components", "warning", "nothing runs", "start it with `edif-hpc up`")
+        return
+    gone = [record.name for record in records if not record.alive]
+    failing = state.failures(home)
+    if gone or failing:
+        trouble = ", ".join([*gone, *(f"{name} (died {deaths} times)" for name, deaths in failing.items())])
+        yield Finding("components", "failed", trouble, "see `edif-hpc logs`; `edif-hpc up` starts what is missing")
+    else:
+        yield Finding("components", "ok", ", ".join(record.name for record in records))
+
+
+def _redis(home: Home, settings: Settings) -> Iterator[Finding]:
+    from .context import locate
+    from .redis import with_redis
+
+    if not home.root.exists():
+        return
+    locate(home.root)
+
+    async def ask(redis: Any) -> tuple[dict[str, Any], tuple[int, int], float]:
+        return await redis.info(), await redis.time(), time.time()
+
+    info, (seconds, micros), now = with_redis(home, ask)
+    yield Finding("redis", "ok", f"version {info['redis_version']}, {info['used_memory_human']} used")
+    if info.get("maxmemory_policy") not in (None, "noeviction"):
+        yield Finding(
+            "redis", "failed", f"its policy is {info['maxmemory_policy']}", "set maxmemory-policy noeviction there"
+        )
+    behind = abs(seconds + micros / 1e6 - now)
+    if behind > CLOCK_SECONDS:
+        yield Finding("clock", "warning", f"{behind:.1f} s away from Redis's", "synchronise this machine's clock (NTP)")
+    else:
+        yield Finding("clock", "ok", f"within {behind * 1000:.0f} ms of Redis's")
+
+
+def _store(home: Home, settings: Settings) -> Iterator[Finding]:
+    from edif_hpc.core.endpoints import store_endpoint
+    from edif_hpc.core.store import Store
+
+    if not home.root.exists():
+        return
+    store = Store(store_endpoint(home, settings))
+    began = time.monotonic()
+    store.ensure_bucket()
+    store.put(PROBE_OBJECT, b"probe")
+    store.get(PROBE_OBJECT)
+    store.delete([PROBE_OBJECT])
+    took = (time.monotonic() - began) * 1000
+    yield Finding("store", "ok", f"{store.endpoint.endpoint}: wrote, read and deleted an object in {took:.0f} ms")
+
+
+def _gateway(home: Home, settings: Settings) -> Iterator[Finding]:
+    from edif_hpc.fleet.components import gateway_answers
+    from edif_hpc.fleet.state import gateway_url
+
+    url = gateway_url(settings)
+    if gateway_answers(settings):
+        yield Finding("gateway", "ok", url)
+    else:
+        yield Finding("gateway", "failed", f"{url} does not answer", "start it with `edif-hpc up`")
+
+
+def _disk(home: Home, settings: Settings) -> Iterator[Finding]:
+    from .models import cache_of
+    from .show import size
+
+    for name, path in (("home", home.root), ("model cache", cache_of(home, settings))):
+        present = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(present).free
+        enough = free >= FREE_BYTES
+        yield Finding(
+            "disk", "ok" if enough else "warning", f"{size(free)} free for the {name} at {present}",
+            "" if enough else f"large results and models need room: keep {size(FREE_BYTES)} free",
+        )  # fmt: skip

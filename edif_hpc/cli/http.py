@@ -1,0 +1,107 @@
+"""Talking to the gateway: which address, which key, and how its refusals and absence become sentences."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edif_hpc.core.errors import EdifError, Unavailable
+from edif_hpc.core.home import Home
+
+if TYPE_CHECKING:
+    import httpx
+
+SECONDS = 30.0
+SAVED_KEY = re.compile(r"^\s+APIKEY:\s*['\"]?([^\s'\"#]+)", re.MULTILINE)
+"""In the YAML that nnsight.login() writes; no YAML library is needed to read one line of it."""
+
+
+class Refused(EdifError):
+    """The gateway's own sentence."""
+
+    code = "refused"
+
+
+def address(home: Home) -> str:
+    """NDIF_HOST, else the gateway of the home."""
+    from edif_hpc.fleet.state import gateway_url, settings_of
+
+    given = os.environ.get("NDIF_HOST")
+    if given:
+        return given.rstrip("/") if "://" in given else f"http://{given.rstrip('/')}"
+    home.check()
+    return gateway_url(settings_of(home).settings)
+
+
+def api_key(home: Home, url: str) -> str:
+    """NDIF_API_KEY, else the key nnsight saved, else the owner's of the home; empty when there is none.
+
+    The owner's key goes to the home's own gateway alone: NDIF_HOST may name somebody else's.
+    """
+    from edif_hpc.core.endpoints import OWNER_KEY
+    from edif_hpc.core.home import read_secret
+    from edif_hpc.fleet.state import gateway_url, settings_of
+
+    given = os.environ.get("NDIF_API_KEY") or saved_key()
+    if given or not (home.secrets / OWNER_KEY).exists() or url != gateway_url(settings_of(home).settings):
+        return given
+    return read_secret(home.secrets / OWNER_KEY)
+
+
+def saved_key() -> str:
+    """What nnsight keeps in its user configuration."""
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    try:
+        found = SAVED_KEY.search((Path(base).expanduser() / "nnsight" / "config.yaml").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return found[1] if found and found[1] not in ("null", "~") else ""
+
+
+class Gateway:
+    """The gateway's JSON endpoints."""
+
+    def __init__(self, home: Home) -> None:
+        import httpx
+
+        self.url = address(home)
+        key = api_key(home, self.url)
+        self._client = httpx.Client(
+            base_url=self.url,
+            headers={"ndif-api-key": key} if key else {},
+            timeout=SECONDS,
+            trust_env=not _local(self.url),
+        )
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._call("GET", path, query)
+
+    def post(self, path: str) -> Any:
+        return self._call("POST", path, {})
+
+    def _call(self, method: str, path: str, query: dict[str, Any]) -> Any:
+        import httpx
+
+        try:
+            answer = self._client.request(method, path, params=query)
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"The gateway at {self.url} does not answer ({error}); start it with `edif-hpc up`, or set NDIF_HOST."
+            ) from None
+        if answer.is_error:
+            raise Refused(_detail(answer))
+        return answer.json()
+
+
+def _local(url: str) -> bool:
+    """A proxy named in the environment has no business with this machine's own addresses."""
+    return re.match(r"https?://(127\.|localhost|\[::1\])", url) is not None
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"The gateway answered {answer.status_code}."

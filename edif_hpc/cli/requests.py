@@ -1,0 +1,143 @@
+"""`status`, `cancel` and `requests list`: what became of requests, asked over HTTP like any other user."""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from typing import Annotated, Any
+
+import typer
+
+from .context import HomeOption, JsonOption, refusals, table
+
+STATUS_HELP = """Show one request, or, without one, the service: workers, models and what waits.
+
+Examples:
+
+  edif-hpc status
+
+  edif-hpc status 3fa85f64-5717-4562-b3fc-2c963f66afa6
+"""
+CANCEL_HELP = """End a request that waits or runs.
+
+Example:
+
+  edif-hpc cancel 3fa85f64-5717-4562-b3fc-2c963f66afa6
+"""
+LIST_HELP = """List your recent requests, newest first.
+
+Examples:
+
+  edif-hpc requests list --limit 10
+
+  edif-hpc requests list --user ada --json
+"""
+OUTCOMES = {
+    "ended": "Cancelled before it ran.",
+    "told": "Its worker was told to end it.",
+    "done": "It had ended already.",
+}
+
+requests_app = typer.Typer(help="Requests of a user.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("status", help=STATUS_HELP)(status)
+    app.command("cancel", help=CANCEL_HELP)(cancel)
+    requests_app.command("list", help=LIST_HELP)(list_requests)
+    app.add_typer(requests_app, name="requests")
+
+
+@refusals
+def status(
+    request: Annotated[str, typer.Argument(metavar="[REQUEST]", help="A request's id.")] = "",
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    from edif_hpc.core.home import Home
+
+    from .http import Gateway
+
+    gateway = Gateway(Home.locate(home))
+    if request:
+        _one(gateway.get(f"/api/requests/{request}"), json)
+        return
+    workers = gateway.get("/api/workers")["workers"]
+    models = gateway.get("/api/models")["models"]
+    if json:
+        print(json_module.dumps({"url": gateway.url, "workers": workers, "models": models}, indent=2))
+        return
+    waiting = sum(model["waiting"] for model in models)
+    print(f"{gateway.url}: {len(workers)} workers, {waiting} requests waiting")
+    rows = [
+        {"model": model["repo_id"], "waiting": model["waiting"], "held": _held(model["workers"])}
+        for model in models
+        if model["waiting"] or model["workers"]
+    ]
+    if rows:
+        table("Models", {"model": "MODEL", "waiting": "WAITING", "held": "WORKERS"}, rows, json=False)
+
+
+def _held(workers: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{worker['worker']} ({worker['error'] or worker['state']})" for worker in workers)
+
+
+def _one(found: dict[str, Any], json: bool) -> None:
+    from .show import moment, size
+
+    if json:
+        print(json_module.dumps(found, indent=2))
+        return
+    shown = {
+        "request": found["id"],
+        "status": found["status"],
+        "": found["description"],
+        "user": found["user"],
+        "model": found["model"],
+        "submitted": moment(found["submitted"]),
+        "claimed": moment(found["claimed"]),
+        "finished": moment(found["finished"]),
+        "attempt": found["attempt"] or "",
+        "worker": found["worker"],
+        "result": found.get("result") or "",
+        "size": size(found.get("result_bytes")),
+    }
+    for name, value in shown.items():
+        if value:
+            print(f"{name:<10} {value}")
+
+
+@refusals
+def cancel(request: Annotated[str, typer.Argument(metavar="REQUEST")], home: HomeOption = None) -> None:
+    from edif_hpc.core.home import Home
+
+    from .http import Gateway
+
+    outcome = Gateway(Home.locate(home)).post(f"/api/requests/{request}/cancel")["outcome"]
+    print(OUTCOMES.get(outcome, outcome))
+
+
+@refusals
+def list_requests(
+    home: HomeOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    user: Annotated[str, typer.Option(help="Somebody else's (for the owner of the service).")] = "",
+    json: JsonOption = False,
+) -> None:
+    from edif_hpc.core.home import Home
+
+    from .http import Gateway
+    from .show import duration, moment
+
+    query: dict[str, Any] = {"limit": limit, **({"user": user} if user else {})}
+    found = Gateway(Home.locate(home)).get("/api/requests", **query)["requests"]
+    if not json:
+        for row in found:
+            row["took"] = duration((row["finished"] or time.time()) - row["submitted"]) if row["submitted"] else ""
+            row["submitted"] = moment(row["submitted"])
+            row["description"] = row["description"].strip().rpartition("\n")[2][:80]
+    columns = {
+        "id": "REQUEST", "user": "USER", "model": "MODEL", "status": "STATUS", "submitted": "SUBMITTED", "took": "TOOK",
+        "description": "",
+    }  # fmt: skip
+    table("Requests", columns, found, json=json)
