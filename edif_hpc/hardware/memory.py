@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from edif_hpc.core.errors import ModelError, SettingsError
 from edif_hpc.hardware.checkpoint import Checkpoint
+from edif_hpc.hardware.profiles import PROFILES
 
 MIB = 1024**2
 GIB = 1024**3
@@ -42,15 +43,6 @@ HELD = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 """Only these follow the dtype asked for; integers and eight-bit floats stay as they are stored."""
 
-RUNTIME_BYTES = {"cpu": 768 * MIB, "cuda": 1536 * MIB, "rocm": 2048 * MIB}
-"""What a served model costs beside its weights, in bytes.
-
-cpu: a model host with torch, transformers and nnsight measured 330 MiB here (Debian 12, torch 2.13, tiny GPT-2); the
-rest is room for its zygote and one executor, whose imports are mostly shared pages. cuda: two processes that use the
-device (host and executor) at about 500 MiB of context each, and cuBLAS workspaces. rocm: as cuda, and MIOpen's and
-hipBLASLt's larger workspaces. The two accelerator figures are estimates that were not measured by this project.
-"""
-
 ACTIVATION_SHARE = 0.10
 """Of the weights: one prompt's activations and key-value cache. Longer ones meet the request's own memory limit."""
 
@@ -76,7 +68,7 @@ def weight_bytes(checkpoint: Checkpoint, dtype: str = "auto") -> int:
 def required_bytes(checkpoint: Checkpoint, dtype: str = "auto", accelerator: str = "cpu") -> int:
     """What has to be free to serve this model, in bytes, weights included."""
     weights = weight_bytes(checkpoint, dtype)
-    return weights + int(weights * ACTIVATION_SHARE) + RUNTIME_BYTES[accelerator]
+    return weights + int(weights * ACTIVATION_SHARE) + PROFILES[accelerator].runtime_bytes
 
 
 def fits(checkpoint: Checkpoint, available: int, dtype: str = "auto", accelerator: str = "cpu") -> bool:

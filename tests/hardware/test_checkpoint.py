@@ -239,7 +239,7 @@ def test_a_model_that_goes_away(tmp_path: Path) -> None:
 
 def test_no_torch_at_import() -> None:
     code = (
-        "import sys, edif_hpc.hardware.checkpoint, edif_hpc.hardware.memory;"
+        "import sys, edif_hpc.hardware.checkpoint, edif_hpc.hardware.memory, edif_hpc.hardware.detect;"
         "sys.exit(bool({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
