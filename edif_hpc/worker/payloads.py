@@ -52,6 +52,11 @@ def refusal(error: Exception) -> Refusal:
             f"The block uses the module {name!r}, which this service does not have: ship it with the request by "
             f"calling nnsight.register({name!r}) first."
         )
+    if isinstance(error, PermissionError):
+        return Refusal(
+            f"The block needs the file {error.filename!r}, which code may not read here: ship your own modules with "
+            "the request by calling nnsight.register() on them first."
+        )
     if isinstance(error, (pickle.UnpicklingError, EOFError)):
         return Refusal(f"The request's payload is damaged and cannot be read ({_short(error)}): send it again.")
     return Refusal(
