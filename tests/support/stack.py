@@ -76,6 +76,14 @@ class Stack:
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
 
 
+def passable(path: Path) -> None:
+    """Let other users walk to a path: pytest's own folders are 0700."""
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if parent.stat().st_uid == os.geteuid() and not mode & 0o001:
+            parent.chmod(mode | 0o011)
+
+
 def prepared(home: Path, cache: Path, settings: str = "", *, as_ordinary_user: bool = True) -> Stack:
     """A home ready for `up`, on `cache` (a hub cache directory), owned by whom the service will run as.
 
@@ -88,9 +96,8 @@ def prepared(home: Path, cache: Path, settings: str = "", *, as_ordinary_user: b
     if uid is not None:
         for path in (home, *home.rglob("*")):
             os.chown(path, uid, uid)
-        for parent in home.parents:  # pytest's own folders are 0700
-            if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
+        for path in (home, cache):
+            passable(path)
     return Stack(home, f"http://127.0.0.1:{port}", uid=uid)
 
 
