@@ -6,6 +6,10 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.13 /usr/bin/python3.12 /usr/bi
 TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
 BIN := .venv/bin
+# Test processes side by side. Each file's tests stay together: they share servers.
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
 
 .PHONY: help install demo test test-fast test-long lint bench clean
 
@@ -20,3 +24,29 @@ install: .venv/.installed  ## make .venv with all that one machine needs
 	$(BIN)/python -m pip install $(PIP_FLAGS) $(TORCH)
 	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[worker,client,local,dev]'
 	touch $@
+
+demo: install  ## bring the stack up, run examples/first_trace.py on a real model, take it down
+	bash examples/demo.sh
+
+test: lint  ## lint, types, rooms, and every test that needs no cluster
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(PYTEST_FLAGS)
+
+test-fast: install  ## what needs no server and no model
+	$(BIN)/python -m pytest -n $(WORKERS) -m fast $(PYTEST_FLAGS)
+
+test-long: install  ## what takes long: failures of many kinds, one after the other
+	$(BIN)/python -m pytest -m long $(PYTEST_FLAGS)
+
+lint: install  ## ruff, mypy and the contracts between the rooms
+	$(BIN)/ruff check edif_hpc tests examples
+	$(BIN)/ruff format --check edif_hpc tests examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install  ## latency, throughput and memory beside a bare floor; prints a table and writes JSON
+	$(BIN)/python -m tests.bench.run $(BENCH_FLAGS)
+
+clean:  ## stop the demo and remove what was built; the downloaded model stays
+	if [ -x $(BIN)/edif-hpc ] && [ -d .edif-hpc ]; then $(BIN)/edif-hpc down --home .edif-hpc; fi
+	rm -rf .venv build dist bench-results .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
