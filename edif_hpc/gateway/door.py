@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from edif_hpc.core.allowed import check_model
 from edif_hpc.core.errors import ModelError
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.wire import ModelKey
@@ -37,7 +37,7 @@ class Door:
     async def refusal(self, key: ModelKey, env: dict[str, Any]) -> str:
         """Why this model cannot be asked for, in one sentence; "" when it can."""
         try:
-            self._check_allowed(key)
+            check_model(self.settings.models, key)
             self._check_adapter(env.get("peft"))
             checkpoint = await self._describe(key.repo_id, key.revision)
             if checkpoint.adapter:
@@ -50,18 +50,6 @@ class Door:
         except ModelError as error:
             return str(error)
         return ""
-
-    def _check_allowed(self, key: ModelKey) -> None:
-        models = self.settings.models
-        if not any(fnmatchcase(key.repo_id, pattern) for pattern in models.allow):
-            raise ModelError(
-                f"The model {key.repo_id!r} may not be used on this service; ask its admin to add it to models.allow."
-            )
-        if key.trust_remote_code and key.repo_id not in models.trust_remote_code:
-            raise ModelError(
-                f"The model {key.repo_id!r} would run its own Python code on load; use trust_remote_code=False, or "
-                "ask this service's admin to add it to models.trust_remote_code."
-            )
 
     def _check_adapter(self, adapter: Any) -> None:
         if adapter is None:

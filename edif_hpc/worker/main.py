@@ -24,6 +24,8 @@ from edif_hpc.core.queue import Queue
 from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
+from edif_hpc.hardware.detect import detect
+from edif_hpc.hardware.profiles import Machine
 
 from . import sandbox
 from .agent import Agent
@@ -31,8 +33,9 @@ from .environment import environment
 from .residents import Residents
 from .sandbox.kernel import protect_process
 
-MODEL_SHARE = 0.75
-"""Share of a machine's memory that models may take when the settings name none; the rest is for requests."""
+HOST_SHARE = 0.75
+GPU_SHARE = 0.9
+"""Shares of memory that models may take when the settings name none; the rest is for requests."""
 
 logger = log.get("worker")
 
@@ -63,9 +66,26 @@ def choose_isolation(settings: Settings) -> Isolation:
     return wanted
 
 
-def memory_budget(settings: Settings) -> int:
-    """Bytes that models may take in the machine's own memory."""
-    return settings.worker.memory_bytes or int(psutil.virtual_memory().available * MODEL_SHARE)
+def places(settings: Settings, machine: Machine) -> dict[str, int]:
+    """Where models may live: torch device -> bytes. GPUs where there are any, else the machine's own memory.
+
+    Raises:
+        SettingsError: `worker.device` names what this machine has not.
+    """
+    wanted = settings.worker.device
+    kind = machine.profile.torch_device
+    found = {f"{kind}:{at}": int(device.memory_bytes * GPU_SHARE) for at, device in enumerate(machine.devices)}
+    available = min(psutil.virtual_memory().available, machine.host_memory_bytes)
+    found = found or {"cpu": int(available * HOST_SHARE)}
+    if wanted == "cpu":
+        found = {"cpu": int(available * HOST_SHARE)}
+    elif wanted not in ("auto", kind):
+        if wanted not in found:
+            raise SettingsError(f"worker.device is {wanted!r} and this machine offers {', '.join(found)}.")
+        found = {wanted: found[wanted]}
+    if settings.worker.memory_bytes:
+        found = {device: min(size, settings.worker.memory_bytes) for device, size in found.items()}
+    return found
 
 
 def model_cache(home: Home, settings: Settings) -> Path:
@@ -76,7 +96,8 @@ async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, dead
     isolation = choose_isolation(settings)
     redis = redis_endpoint(home, settings).client()
     scratch = Path(tempfile.mkdtemp(prefix=f"edif-hpc-{worker_id}-"))
-    devices = {"cpu": memory_budget(settings)}
+    machine = await asyncio.to_thread(detect)
+    devices = places(settings, machine)
     cache = model_cache(home, settings)
     record = WorkerRecord(
         worker_id=worker_id, version=__version__, host=socket.gethostname(), pid=os.getpid(), started=time.time(),
@@ -88,7 +109,7 @@ async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, dead
         settings,
         Queue(redis, settings.limits),
         Store(store_endpoint(home, settings)),
-        Residents(settings, cache, scratch, devices, isolation),
+        Residents(settings, cache, scratch, devices, "cpu" if "cpu" in devices else machine.profile.name, isolation),
     )
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):

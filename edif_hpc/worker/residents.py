@@ -6,20 +6,20 @@ What it must not know: the queue. It is asked to make a model resident, and says
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edif_hpc.core import log
+from edif_hpc.core.allowed import check_model
 from edif_hpc.core.errors import EdifError, HostError, ModelError
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.registry import ModelRecord, ModelState
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.checkpoint import Checkpoint, describe
-from edif_hpc.hardware.memory import required_bytes
+from edif_hpc.hardware.memory import check_fits, required_bytes
 
 from .contract import HostSpec
 from .host_client import ModelHost
@@ -51,15 +51,27 @@ class Resident:
 
 
 class Residents:
-    """Loads, keeps and evicts. `devices`: torch device -> bytes that models may take there."""
+    """Loads, keeps and evicts.
+
+    Args:
+        devices: torch device -> bytes that models may take there.
+        accelerator: cpu, cuda or rocm: what a model costs beside its weights differs.
+    """
 
     def __init__(
-        self, settings: Settings, cache: Path, scratch: Path, devices: dict[str, int], isolation: Isolation
+        self,
+        settings: Settings,
+        cache: Path,
+        scratch: Path,
+        devices: dict[str, int],
+        accelerator: str,
+        isolation: Isolation,
     ) -> None:
         self.settings = settings
         self.cache = cache
         self.scratch = scratch
         self.devices = devices
+        self.accelerator = accelerator
         self.isolation = isolation
         self.models: dict[str, Resident] = {}
         self.failures: dict[str, str] = {}
@@ -81,26 +93,11 @@ class Residents:
         Raises:
             ModelError: not in the cache, not allowed, or too large for every device here.
         """
-        self._check_allowed(key)
+        check_model(self.settings.models, key)
         checkpoint: Checkpoint = describe(self.cache, key.repo_id, key.revision)
         dtype = self.settings.models.dtype.get(key.repo_id, "auto")
-        needed = required_bytes(checkpoint, dtype, next(iter(self.devices)).partition(":")[0])
-        largest = max(self.devices.values())
-        if needed > largest:
-            raise ModelError(
-                f"{key.repo_id} needs {needed / 2**30:.1f} GiB and the largest device of this worker offers "
-                f"{largest / 2**30:.1f} GiB; choose a smaller model or dtype, or raise worker.memory_bytes."
-            )
-        return needed
-
-    def _check_allowed(self, key: ModelKey) -> None:
-        if not any(fnmatch.fnmatchcase(key.repo_id, pattern) for pattern in self.settings.models.allow):
-            raise ModelError(f"{key.repo_id} may not be loaded here; an admin can add it to models.allow.")
-        if key.trust_remote_code and key.repo_id not in self.settings.models.trust_remote_code:
-            raise ModelError(
-                f"{key.repo_id} asks to run its own code, and is not among models.trust_remote_code; "
-                "load it without trust_remote_code or ask an admin."
-            )
+        check_fits(checkpoint, max(self.devices.values()), dtype, self.accelerator)
+        return required_bytes(checkpoint, dtype, self.accelerator)
 
     def room_for(self, key: ModelKey, patient: bool) -> str | None:
         """A device with room, else None after asking the least recently used idle model to make some.
