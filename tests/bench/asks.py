@@ -19,6 +19,7 @@ from nnsight.tracing.backend import Backend
 
 from edif_hpc.core.errors import EdifError
 from edif_hpc.fleet import demo_model
+from edif_hpc.fleet.library import Progress
 from tests.support import models
 
 from . import lean
@@ -52,8 +53,15 @@ class Ask:
 def lay_models(cache: Path, say: Callable[[str], None]) -> tuple[Path, str]:
     """Both models in one hub cache; returns it, and why SmolLM2 is missing if it is."""
     hub = models.build_cache(cache, ["gpt2"])
+    said = set()
+
+    def report(progress: Progress) -> None:
+        if progress.step not in said:
+            said.add(progress.step)
+            say(progress.step)
+
     try:
-        demo_model.bring(hub, cache / "downloads", lambda progress: say(str(progress)))
+        demo_model.bring(hub, cache / "downloads", report)
         missing = ""
     except EdifError as error:
         missing = str(error)
@@ -67,12 +75,14 @@ def tiny() -> Ask:
     model = TransformersModel(models.repo_id("gpt2"), task="text-generation")
 
     def trace(how: How) -> Any:
+        hidden = logits = None
         with model.trace(PROMPT, **how):
             hidden = model.transformer.h[1].output.save()
             logits = model.output.logits[:, -1].save()
         return hidden, logits
 
     def large(how: How) -> Any:
+        logits = result = None
         with model.trace(PROMPT, **how):
             logits = model.output.logits[:, -1].save()
             result = torch.rand(LARGE_FLOATS).save()
@@ -85,6 +95,7 @@ def smollm2() -> Ask:
     model = TransformersModel(demo_model.REPO_ID, task="text-generation")
 
     def trace(how: How) -> Any:
+        hidden = logits = None
         with model.trace(PROMPT, **how):
             hidden = model.model.layers[1].output.save()
             logits = model.output.logits[:, -1].save()

@@ -20,7 +20,7 @@ def server(port: int, redis_url: str) -> None:
     from fastapi import FastAPI, Form, UploadFile, WebSocket
     from redis.asyncio import Redis
 
-    redis, sockets = Redis.from_url(redis_url), {}
+    redis, sockets = Redis.from_url(redis_url, socket_timeout=None), {}
 
     async def relay() -> None:
         async with redis.pubsub() as pubsub:
@@ -66,7 +66,7 @@ def worker(redis_url: str, model_key: str) -> None:
     from nnsight.tracing.tracer import _saves, dec, inc
     from redis import Redis
 
-    redis = Redis.from_url(redis_url)
+    redis = Redis.from_url(redis_url, socket_timeout=None)
     model = TransformersModel.from_model_key(model_key, dispatch=True)
     model._module.requires_grad_(False)
     objects = model._remoteable_persistent_objects()

@@ -75,8 +75,8 @@ def seconds(action: Callable[[], Any]) -> float:
 
 def overheads(subject: Subject, answers: list[lean.Answer]) -> list[float]:
     """Seconds between body received and terminal event written, less the block's run time, per request."""
-    assert subject.stack is not None
-    home = Home(subject.stack.home)
+    assert subject.home is not None
+    home = Home(subject.home)
     redis = Redis.from_url(redis_endpoint(home, load(home.config).settings).with_credentials())
     found = []
     for answer in answers:

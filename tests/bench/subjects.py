@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from nnsight.schema.config import CONFIG
@@ -23,13 +24,19 @@ from edif_hpc.core.endpoints import OWNER_KEY
 from edif_hpc.core.home import Home
 from tests.support.models import REPO
 from tests.support.servers import eventually, free_port, redis_server
-from tests.support.stack import Stack, prepared
 
 from .asks import Ask
 
 FLOOR = "floor"
 LOAD_SECONDS = 120
+UP_SECONDS = 120
+ORDINARY_UID = 61234
+"""Whom a service runs as when this runs as root: isolation is another matter for root."""
 SETTINGS = """
+[gateway]
+port = {port}
+[models]
+cache = "{hub}"
 [worker]
 threads = {threads}
 idle_seconds = 86400
@@ -40,12 +47,12 @@ MODEL_PROCESSES = ("edif_hpc.worker.host", "edif_hpc.worker.zygote")
 
 @dataclass
 class Subject:
-    """Something that answers. `level` is empty for the floor; `sent` counts requests since its start."""
+    """Something that answers. `home` is None for the floor; `sent` counts requests since its start."""
 
     name: str
     url: str
     key: str = field(default="", repr=False)
-    stack: Stack | None = None
+    home: Path | None = None
     sent: int = 0
 
     @property
@@ -58,8 +65,7 @@ class Subject:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of the service: those whose command names its home, and their descendants."""
-        assert self.stack is not None
-        home, found = str(self.stack.home), {}
+        home, found = str(self.home), {}
         for process in psutil.process_iter(["cmdline"]):
             if home in (process.info["cmdline"] or []):
                 found.update({each.pid: each for each in (process, *process.children(recursive=True))})
@@ -86,7 +92,7 @@ def floor(folder: Path, hub: Path, asks: list[Ask], threads: int) -> Iterator[Su
         command = [sys.executable, "-m", "tests.bench.floor", *arguments]
         children.append(subprocess.Popen(command, cwd=REPO, env=environment, stderr=log))
 
-    folder.mkdir()
+    (folder / "redis").mkdir(parents=True)
     with redis_server(folder / "redis") as endpoint, (folder / "floor.log").open("w") as log:
         url = endpoint.with_credentials()
         try:
@@ -106,18 +112,41 @@ def floor(folder: Path, hub: Path, asks: list[Ask], threads: int) -> Iterator[Su
 
 @contextmanager
 def service(
-    home: Path, hub: Path, level: str, threads: int, first: Callable[[Subject], None], settings: str = ""
+    home: Path, hub: Path, level: str, threads: int, first: Callable[[Subject], None]
 ) -> Iterator[tuple[Subject, float]]:
     """A service in a cold home, and the seconds from `up` until `first`, one request, was answered."""
-    stack = prepared(home, hub, SETTINGS.format(threads=threads) + settings)
-    subject = Subject(level, stack.url, stack=stack)
+    port = free_port()
+    home.mkdir(mode=0o700)
+    (home / "edif-hpc.toml").write_text(SETTINGS.format(port=port, hub=hub, threads=threads))
+    if os.geteuid() == 0:
+        home.parent.chmod(0o711)
+        for path in (home, *home.iterdir()):
+            os.chown(path, ORDINARY_UID, ORDINARY_UID)
+    subject = Subject(level, f"http://127.0.0.1:{port}", home=home)
     try:
         began = time.perf_counter()
-        stack.cli("up", "--detach", "--isolation", level)
+        _command(home, "up", "--detach", "--isolation", level)
         # As root this process may read it; as the service's own user anyway.
         subject.key = (Home(home).secrets / OWNER_KEY).read_text().strip()
         first(subject)
         yield subject, time.perf_counter() - began
     finally:
-        stack.cli("down", check=False)
+        _command(home, "down")
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _command(home: Path, *arguments: str) -> None:
+    """Run one `edif-hpc` command on this home, as the service's user."""
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "edif-hpc"), *arguments, "--home", str(home)],
+        env={"PATH": os.environ["PATH"], "HOME": str(home)}, cwd="/", capture_output=True, text=True,
+        timeout=UP_SECONDS, check=False, **_identity(),
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"edif-hpc {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+
+
+def _identity() -> dict[str, Any]:
+    if os.geteuid() != 0:
+        return {}
+    return {"user": ORDINARY_UID, "group": ORDINARY_UID, "extra_groups": []}
