@@ -1,7 +1,7 @@
 """Whose process is at the other end of a loopback connection: the kernel says.
 
-It is asked for that one socket over netlink (0.03 ms), or where that is not offered its table in /proc is read, which took
-17 ms with the 6,000 rows that a busy minute leaves behind.
+It is asked for that one socket over netlink (0.02 ms), or where that is not offered its table in /proc is read, which
+took 17 ms with the 6,000 rows that a busy minute leaves behind.
 
 What it covers: TCP over 127.0.0.0/8 and ::1 on this machine. What it does not: a proxy that runs as the asked uid and
 passes strangers on; `auth` refuses what names a forwarder, and a proxy that hides itself needs `trust_owner = false`.

@@ -47,6 +47,7 @@ class Sessions:
         self.redis: Any = redis
         self.follower = Follower(events, self._heard)
         self.open: dict[str, Session] = {}
+        self._closed: list[str] = []
         self.idle = asyncio.Event()
         """Set while no socket is open."""
         self.idle.set()
@@ -62,13 +63,14 @@ class Sessions:
         """Let every gateway and the submission know whose session this is."""
         await self.redis.set(keys.session(session.session_id), session.user, ex=TTL_SECONDS)
 
-    async def remove(self, session: Session) -> None:
+    def remove(self, session: Session) -> None:
+        """Forget a socket. Its name in Redis goes with the next refresh: one command for all, and none on the way."""
         self.open.pop(session.session_id, None)
         if not self.open:
             self.idle.set()
         for following in list(session.followings.values()):
             self.follower.unfollow(following)
-        await self.redis.delete(keys.session(session.session_id))
+        self._closed.append(session.session_id)
 
     def join(self, session_id: str, user: str, request_id: str, *, read: bool = False) -> Session | None:
         """Join a request to its socket, if that is open here and the same user's."""
@@ -97,12 +99,14 @@ class Sessions:
             session.inbox.put_nowait(None)
 
     async def refresh(self) -> None:
-        """Keep the sessions known while their sockets are open."""
-        if self.open:
-            pipeline = self.redis.pipeline(transaction=False)
-            for session in self.open.values():
-                pipeline.set(keys.session(session.session_id), session.user, ex=TTL_SECONDS)
-            await pipeline.execute()
+        """Keep the sessions known while their sockets are open, and no longer."""
+        closed, self._closed = self._closed, []
+        pipeline = self.redis.pipeline(transaction=False)
+        for session in self.open.values():
+            pipeline.set(keys.session(session.session_id), session.user, ex=TTL_SECONDS)
+        if closed:
+            pipeline.delete(*(keys.session(session_id) for session_id in closed))
+        await pipeline.execute()
 
     async def find_lost(self) -> None:
         """Requests whose bell rang while nobody here could hear, found among their user's recent ones."""

@@ -55,30 +55,26 @@ class Subscribe:
         watching: asyncio.Task[None] | None = None
         try:
             await websocket.accept()
-            await announcing
             await websocket.send_text(json.dumps({"session_id": session.session_id}))
             watching = asyncio.create_task(self._watch(websocket, session))
             await self._serve(websocket, session)
         except (WebSocketDisconnect, OSError):
             pass  # the client left; its requests go on
         finally:
+            self.sessions.remove(session)
             for task in (announcing, watching):
                 if task is not None:
                     task.cancel()
-            await self._close(session)
 
     async def _announce(self, session: Session) -> None:
-        """Redis may be away: requests that reach this gateway are joined without it, and the next refresh says it."""
+        """Beside the greeting, which need not wait: a request that reaches this gateway is joined without it.
+
+        Redis may be away; then the next refresh says it.
+        """
         try:
             await self.sessions.announce(session)
         except (RedisError, OSError) as error:
             logger.warning("session is not announced yet", error=str(error))
-
-    async def _close(self, session: Session) -> None:
-        try:
-            await self.sessions.remove(session)
-        except (RedisError, OSError) as error:
-            logger.info("session is left to expire", error=str(error))
 
     async def _watch(self, websocket: WebSocket, session: Session) -> None:
         """Read, so that pings, pongs and the end are seen; clients say nothing."""

@@ -64,9 +64,10 @@ class Scene:
 
     def start(self, *arguments: str, wait: bool = True) -> subprocess.Popen[bytes]:
         """Start a gateway; the test that starts more than one ends the others itself."""
+        command = [sys.executable, "-W", "error", "-m", "edif_hpc.gateway.main", "--home", str(self.home.root)]
         with (self.home.logs / "gateway.log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "edif_hpc.gateway.main", "--home", str(self.home.root), *arguments],
+                [*command, *arguments],
                 stdout=log, stderr=log, env={"PATH": os.environ["PATH"]},
             )  # fmt: skip
         if wait:
@@ -136,6 +137,11 @@ class Scene:
 
         return eventually(ended, seconds, f"the end of {request_id}")
 
+    def cancel(self, request_id: str, user: str = "ann") -> str | None:
+        """What became of it, or None when there is no such request."""
+        answer = httpx.post(f"{self.url}/api/requests/{request_id}/cancel", headers=self.headers(user), timeout=30.0)
+        return str(answer.json()["outcome"]) if answer.status_code == 200 else None
+
     # -- behind the gateway --------------------------------------------------------------------------------------------
 
     def run(self, body: Callable[[Redis], Awaitable[T]]) -> T:
@@ -164,7 +170,8 @@ def scene(
     home.write_private(home.secrets / "s3", f"{store.access_key}\n{store.secret_key}")
     home.config.write_text(
         f'[gateway]\nport = {found.port}\n[redis]\nurl = "{redis.url}"\npassword_file = "{home.secrets / "redis"}"\n'
-        f'[store]\nendpoint = "{store.endpoint}"\nbucket = "{store.bucket}"\ncredentials_file = "{home.secrets / "s3"}"\n'
+        f'[store]\nendpoint = "{store.endpoint}"\nbucket = "{store.bucket}"\n'
+        f'credentials_file = "{home.secrets / "s3"}"\n'
         f"[limits]\ninline_bytes = {INLINE}\npayload_bytes = {PAYLOAD_LIMIT}\n{settings}"
     )
     cached_model(home.hub)
@@ -205,7 +212,7 @@ class Worker(threading.Thread):
     def run(self) -> None:
         try:
             asyncio.run(self._work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by the test's thread
             self.failure = error
 
     async def _work(self) -> None:
