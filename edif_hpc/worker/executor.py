@@ -22,11 +22,11 @@ from edif_hpc.worker import sandbox
 from edif_hpc.worker.channel import Channel
 from edif_hpc.worker.contract import HostSpec, RunSpec
 from edif_hpc.worker.messages import finished_message, run_spec
-from edif_hpc.worker.process import mapped_bytes
+from edif_hpc.worker.process import PASSED_ON_PREFIXES, mapped_bytes
 from edif_hpc.worker.run import Runner
 
-CHANNEL_FD = 3
-"""Where the sandbox puts the first descriptor it keeps."""
+CHANNEL_FD, HANDLES_FD = 3, 4
+"""Where the sandbox puts the descriptors it keeps."""
 OPEN_FILES = 256
 CPU_GRACE_SECONDS = 5
 """Wall time decides; the CPU limit is the net below it, for code that runs more threads than it was given."""
@@ -42,6 +42,8 @@ class Preparation:
     level: Isolation
     processes: int
     zygote: int
+    handles: int = -1
+    """The descriptor of the weights' IPC handles, on a device."""
 
 
 def serve(preparation: Preparation, channel: Channel) -> NoReturn:
@@ -91,6 +93,8 @@ def _prepare(preparation: Preparation, fd: int) -> int:
     if spec.threads > 1:
         torch.set_num_threads(spec.threads)
     mapped = mapped_bytes()
+    on_device = spec.device != "cpu"
+    environment = {key: value for key, value in os.environ.items() if key.startswith(PASSED_ON_PREFIXES)}
     sandbox.enter(
         sandbox.Policy(
             level=preparation.level,
@@ -100,13 +104,31 @@ def _prepare(preparation: Preparation, fd: int) -> int:
             file_bytes=0,
             processes=preparation.processes,
             open_files=OPEN_FILES,
-            keep_fds=(fd,),
+            keep_fds=(fd, preparation.handles) if on_device else (fd,),
             nice=spec.nice,
+            devices=_device_nodes() if on_device else (),
             parent=preparation.zygote,
         ),
         preparation.reach,
     )
+    if on_device:
+        os.environ.update(environment)  # which of the devices are ours
+        _attach_device(preparation)
     return mapped
+
+
+def _device_nodes() -> tuple[Path, ...]:
+    from edif_hpc.worker import device_weights
+
+    return device_weights.nodes()
+
+
+def _attach_device(preparation: Preparation) -> None:
+    """After the lock-down, since the driver starts threads, which Landlock would not cover. Not run on a device yet."""
+    from edif_hpc.worker import device_weights
+
+    device_weights.attach(preparation.runner.model, HANDLES_FD, preparation.spec.device)
+    os.close(HANDLES_FD)
 
 
 def limit(spec: RunSpec, host: HostSpec, mapped: int) -> None:
@@ -127,8 +149,11 @@ def _lower(kind: int, soft: int, hard: int | None = None) -> None:
 
 
 def _reseed() -> None:
-    """Forks inherit the state of random generators; two requests must not draw the same numbers."""
-    torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+    """Forks inherit the state of random generators; two requests must not draw the same numbers.
+
+    Not torch.manual_seed, which also asks every kind of accelerator: 3 ms and 700 page faults.
+    """
+    torch.default_generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed(int.from_bytes(os.urandom(4), "little"))

@@ -20,6 +20,7 @@ from edif_hpc.core.errors import EdifError, HostError
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.worker.channel import Channel, Message
 from edif_hpc.worker.contract import HostSpec
+from edif_hpc.worker.keeper import OWN_BYTES, become_keeper
 from edif_hpc.worker.messages import finished_message, host_spec, host_spec_message, run_spec
 from edif_hpc.worker.process import guard_process, mapped_bytes, peak_bytes, private_bytes, zygote_environment
 
@@ -124,10 +125,6 @@ class _Address:
 
 
 def _serve_through_zygote(spec: HostSpec, agent: Channel) -> None:
-    if spec.device != "cpu":
-        raise HostError(
-            f"Isolation {spec.isolation.value} is not built for {spec.device} yet: set the pool's isolation to none."
-        )
     ours, theirs = Channel.pair()
     zygote = _start_zygote(spec, theirs)
     agents_end, zygotes_end = Channel.pair()
@@ -135,14 +132,17 @@ def _serve_through_zygote(spec: HostSpec, agent: Channel) -> None:
     theirs.close()
     zygotes_end.close()
     _tell(agent, "importing libraries")
-    size = _load_and_share(spec, agent, ours)
+    size, checksum = _load_and_share(spec, agent, ours)
     answer = _await_zygote(ours, agent)
-    memory = size + private_bytes() + int(answer["private_bytes"])
+    memory = size + int(answer["private_bytes"]) + (OWN_BYTES if checksum is None else private_bytes())
     pidfd = os.pidfd_open(zygote.pid)
     ready = {**_ready(Isolation(answer["level"]), memory), "zygote": zygote.pid}
     agent.send(ready, [agents_end.fileno(), pidfd])
+    if checksum is None:
+        os.set_inheritable(ours.fileno(), True)  # the zygote ends with this socket
+        become_keeper(agent.fileno(), pidfd, os.getppid(), sys.argv[3])
     agents_end.close()
-    _keep(agent, pidfd)
+    _guard_device(agent, pidfd, checksum)
     zygote.kill()
     zygote.wait()
 
@@ -158,7 +158,8 @@ def _start_zygote(spec: HostSpec, channel: Channel) -> subprocess.Popen[bytes]:
     )
 
 
-def _load_and_share(spec: HostSpec, agent: Channel, zygote: Channel) -> int:
+def _load_and_share(spec: HostSpec, agent: Channel, zygote: Channel) -> tuple[int, Any]:
+    """Returns the size of the weights and, for a device, the checksum that guards them."""
     import torch
 
     torch.set_num_threads(1)
@@ -168,13 +169,18 @@ def _load_and_share(spec: HostSpec, agent: Channel, zygote: Channel) -> int:
     _tell(agent, "loading the weights")
     model = models.load(spec, weights=True)
     _tell(agent, "sharing the weights")
-    weights_fd, manifest_fd, size = weights.export(model)
-    del model
-    models.settle()
-    zygote.send({"type": "weights"}, [weights_fd, manifest_fd])
-    os.close(weights_fd)
-    os.close(manifest_fd)
-    return size
+    checksum = None
+    if spec.device == "cpu":
+        *shared, size = weights.export(model)
+    else:
+        from edif_hpc.worker import device_weights
+
+        *shared, size = device_weights.export(model)
+        checksum = device_weights.Checksum(model)
+    zygote.send({"type": "weights"}, shared)
+    for fd in shared:
+        os.close(fd)
+    return size, checksum
 
 
 def _await_zygote(zygote: Channel, agent: Channel) -> Message:
@@ -190,12 +196,14 @@ def _await_zygote(zygote: Channel, agent: Channel) -> Message:
         _tell(agent, message["text"])
 
 
-def _keep(agent: Channel, zygote_pidfd: int) -> None:
-    """Stay until the agent or the zygote is gone; the sealed weights live as long as somebody maps them."""
+def _guard_device(agent: Channel, zygote_pidfd: int, checksum: Any) -> None:
+    """Stay, hold the weights on the device, and check them whenever a run has ended. Not run on any device yet."""
     poll = select.poll()
     poll.register(agent.fileno(), select.POLLIN)
     poll.register(zygote_pidfd, select.POLLIN)
-    poll.poll()
+    while zygote_pidfd not in (fd for fd, _ in poll.poll()):
+        if agent.receive() is None or not checksum.intact():
+            return
 
 
 def _ready(level: Isolation, memory: int) -> Message:

@@ -119,6 +119,8 @@ class ModelHost:
                 self.cancel(spec.run_id)
             del self._runs[spec.run_id]
             run.close()
+            if self._spec.device != "cpu" and self.level is not Isolation.NONE:
+                self._channel.send({"type": "verify"})  # a device's weights cannot be sealed; see device_weights
 
     def cancel(self, run_id: str) -> None:
         """End a run at once, as `cancelled`; nothing happens when it is not under way."""

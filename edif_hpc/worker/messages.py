@@ -1,6 +1,6 @@
 """What the messages of a channel say, and the checks on those that a stranger may have written. No torch here.
 
-    agent -> host            spec | run | skip
+    agent -> host            spec | run | skip | verify
     host -> agent            progress | ready (+ zygote channel, unless `none`) | failed
     host -> zygote           weights (+ memfd, manifest)
     zygote -> host           ready | failed
@@ -77,14 +77,19 @@ def parse_finished(message: Message, limits: Limits) -> Finished:
         raise ChannelError("an executor ended its request in a way that it may not")
     if type(size) is not int or not 0 <= size <= limits.result_bytes:
         raise ChannelError("an executor named an impossible result size")
-    return Finished(Verdict(verdict), cut(description), size, _checked_meta(message.get("meta")))
+    return Finished(Verdict(verdict), cut(plain(description)), size, _checked_meta(message.get("meta")))
 
 
 def parse_log(message: Message, limits: Limits) -> str:
     line = message.get("line")
     if not isinstance(line, str):
         raise ChannelError("an executor sent a log line that is no text")
-    return cut_line(line, limits.log_line_bytes)
+    return cut_line(plain(line), limits.log_line_bytes)
+
+
+def plain(text: str) -> str:
+    """A text that can be written as UTF-8: JSON can spell half of a surrogate pair, which Redis would refuse."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def cut(text: str, limit: int = DESCRIPTION_CHARS) -> str:
@@ -109,7 +114,7 @@ def _checked_meta(meta: object) -> dict[str, Any]:
     for key in ("max_mem_by_gpu", "max_mem_pct_by_gpu", "alloc_shortfall_by_gpu"):
         by_gpu = given.get(key)
         if isinstance(by_gpu, dict) and len(by_gpu) <= MAX_GPUS:
-            checked[key] = {str(gpu)[:8]: _number(value) for gpu, value in by_gpu.items()}
+            checked[key] = {plain(str(gpu))[:8]: _number(value) for gpu, value in by_gpu.items()}
         elif key != "alloc_shortfall_by_gpu":
             checked[key] = {}
     return checked

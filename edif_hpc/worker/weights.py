@@ -22,6 +22,8 @@ from edif_hpc.core.errors import HostError
 ALIGNMENT = 64
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 PARAMETER, BUFFER, ATTRIBUTE = "parameter", "buffer", "attribute"
+Slot = tuple[str, str, str]
+"""Module path, kind and name: where in the model a tensor sits."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What lies where: places by number, and for every (module path, kind, name) the number of its place.
-
-    Two names with one number are tied. `attributes` are those of the model that a meta build does not know.
-    """
+    """What lies where: places by number, and for every slot the number of its place. Two slots with one are tied."""
 
     places: list[Place]
-    slots: dict[tuple[str, str, str], int]
+    slots: dict[Slot, int]
     size: int
     attributes: dict[str, Any]
 
@@ -60,23 +59,20 @@ def export(model: Any) -> tuple[int, int, int]:
     Returns:
         The weights' descriptor, the manifest's, and the size of the weights in bytes.
     """
-    module = model._module
-    places, slots, tensors, size = _plan(module)
-    attributes = {
-        "generation_config": getattr(module, "generation_config", None),
-        "pipeline_generation_config": getattr(model.pipeline, "generation_config", None),
-    }
+    slots, tensors = unique_tensors(model._module)
+    places, size = _places(tensors)
+    manifest = Manifest(places, slots, size, attributes_of(model))
     fd = os.memfd_create("edif-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, max(size, 1))
     with mmap.mmap(fd, max(size, 1)) as mapping:
-        for place, tensor in zip(places, tensors, strict=True):
-            _view(mapping, place).copy_(tensor)
+        for where, tensor in zip(places, tensors, strict=True):
+            _view(mapping, where).copy_(tensor)
             tensor.data = tensor.new_empty(0)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    manifest = os.memfd_create("edif-manifest", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(manifest), "wb") as handle:
-        pickle.dump(Manifest(places, slots, size, attributes), handle)
-    return fd, manifest, size
+    manifest_fd = os.memfd_create("edif-manifest", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(manifest_fd), "wb") as handle:
+        pickle.dump(manifest, handle)
+    return fd, manifest_fd, size
 
 
 def attach(model: Any, weights_fd: int, manifest_fd: int) -> None:
@@ -84,62 +80,81 @@ def attach(model: Any, weights_fd: int, manifest_fd: int) -> None:
 
     The manifest is unpickled: it must come from the host, before any stranger's code ran.
     """
-    os.lseek(manifest_fd, 0, os.SEEK_SET)
     with os.fdopen(os.dup(manifest_fd), "rb") as handle:
+        handle.seek(0)
         manifest: Manifest = pickle.load(handle)  # noqa: S301 - written by the host, see above
-    module = model._module
-    _check_same_tree(module, manifest)
+    check_same_tree(model._module, manifest.slots)
     mapping = mmap.mmap(
         weights_fd, max(manifest.size, 1), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
     )
-    views = [_view(mapping, place) for place in manifest.places]
-    parameters = {
-        number: torch.nn.Parameter(views[number], requires_grad=False)
-        for (_, kind, _), number in manifest.slots.items()
-        if kind == PARAMETER
-    }
-    for (path, kind, name), number in manifest.slots.items():
-        owner = module.get_submodule(path)
-        if kind == PARAMETER:
-            owner._parameters[name] = parameters[number]
-        elif kind == BUFFER:
-            owner._buffers[name] = views[number]
-        else:
-            owner.__dict__[name] = views[number]
-    _attach_attributes(model, manifest.attributes)
+    parameters = {number for (_, kind, _), number in manifest.slots.items() if kind == PARAMETER}
+    place(model._module, manifest.slots, [_view(mapping, where) for where in manifest.places], parameters)
+    adopt(model, manifest.attributes, torch.device("cpu"))
 
 
-def _attach_attributes(model: Any, attributes: dict[str, Any]) -> None:
-    module, pipeline = model._module, model.pipeline
-    if attributes["generation_config"] is not None:
-        module.generation_config = attributes["generation_config"]
-    if attributes["pipeline_generation_config"] is not None:
-        pipeline.generation_config = attributes["pipeline_generation_config"]
-    pipeline.device = torch.device("cpu")
-    module.eval()  # a model built from its config alone is in training mode
-    model.dispatched = True
+# -- shared with device_weights ---------------------------------------------------------------------------------------
 
 
-def _plan(module: torch.nn.Module) -> tuple[list[Place], dict[tuple[str, str, str], int], list[torch.Tensor], int]:
-    places: list[Place] = []
-    slots: dict[tuple[str, str, str], int] = {}
+def unique_tensors(module: torch.nn.Module) -> tuple[dict[Slot, int], list[torch.Tensor]]:
+    """Every tensor once, and for every slot the number of the tensor in it."""
+    slots: dict[Slot, int] = {}
     tensors: list[torch.Tensor] = []
     numbers: dict[tuple[Any, ...], int] = {}
-    size = 0
     for slot, tensor in _tensors(module):
         same: tuple[Any, ...] = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() == 0:
             same = (id(tensor),)
         if same not in numbers:
-            numbers[same] = len(places)
-            places.append(Place(size, tensor.dtype, tuple(tensor.shape), _stride(tensor)))
+            numbers[same] = len(tensors)
             tensors.append(tensor)
-            size += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
         slots[slot] = numbers[same]
-    return places, slots, tensors, size
+    return slots, tensors
 
 
-def _tensors(module: torch.nn.Module) -> Iterator[tuple[tuple[str, str, str], torch.Tensor]]:
+def attributes_of(model: Any) -> dict[str, Any]:
+    """What loading sets on model and pipeline besides tensors, and building on meta does not."""
+    return {
+        "generation_config": getattr(model._module, "generation_config", None),
+        "pipeline_generation_config": getattr(model.pipeline, "generation_config", None),
+    }
+
+
+def adopt(model: Any, attributes: dict[str, Any], device: torch.device) -> None:
+    module, pipeline = model._module, model.pipeline
+    if attributes["generation_config"] is not None:
+        module.generation_config = attributes["generation_config"]
+    if attributes["pipeline_generation_config"] is not None:
+        pipeline.generation_config = attributes["pipeline_generation_config"]
+    pipeline.device = device
+    module.eval()  # a model built from its config alone is in training mode
+    model.dispatched = True
+
+
+def place(module: torch.nn.Module, slots: dict[Slot, int], tensors: list[torch.Tensor], parameters: set[int]) -> None:
+    """Put tensors into a module tree; those with a number in `parameters` as such, one object for all their slots."""
+    wrapped = {number: torch.nn.Parameter(tensors[number], requires_grad=False) for number in parameters}
+    for (path, kind, name), number in slots.items():
+        owner = module.get_submodule(path)
+        if kind == PARAMETER:
+            owner._parameters[name] = wrapped[number]
+        elif kind == BUFFER:
+            owner._buffers[name] = tensors[number]
+        else:
+            owner.__dict__[name] = tensors[number]
+
+
+def check_same_tree(module: torch.nn.Module, slots: dict[Slot, int]) -> None:
+    expected = {slot for slot in slots if slot[1] != ATTRIBUTE}
+    built = {slot for slot, _ in _tensors(module) if slot[1] != ATTRIBUTE}
+    if expected != built:
+        path, kind, name = min(expected ^ built)
+        raise HostError(
+            f"The model as loaded and as built from its config differ in the {kind} {path}.{name}: "
+            "serve this model at isolation none."
+        )
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[Slot, torch.Tensor]]:
     for path, owner in module.named_modules():
         for kind, table in ((PARAMETER, owner._parameters), (BUFFER, owner._buffers), (ATTRIBUTE, owner.__dict__)):
             for name, tensor in table.items():
@@ -152,24 +167,25 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[tuple[str, str, str], to
                     yield (path, kind, name), tensor
 
 
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+def _places(tensors: list[torch.Tensor]) -> tuple[list[Place], int]:
+    places: list[Place] = []
+    size = 0
+    for tensor in tensors:
+        places.append(Place(size, tensor.dtype, tuple(tensor.shape), _stride(tensor)))
+        size += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
+    return places, size
+
+
 def _stride(tensor: torch.Tensor) -> tuple[int, ...]:
     """The tensor's own strides if it is dense, so that the arithmetic takes the same path; else contiguous ones."""
     return tuple(torch.empty_like(tensor, device="meta", memory_format=torch.preserve_format).stride())
 
 
-def _view(mapping: mmap.mmap, place: Place) -> torch.Tensor:
-    if place.elements == 0:
-        return torch.empty(place.size, dtype=place.dtype)
-    flat = torch.frombuffer(mapping, dtype=place.dtype, count=place.elements, offset=place.offset)
-    return flat.as_strided(place.size, place.stride)
-
-
-def _check_same_tree(module: torch.nn.Module, manifest: Manifest) -> None:
-    expected = {slot for slot in manifest.slots if slot[1] != ATTRIBUTE}
-    built = {slot for slot, _ in _tensors(module) if slot[1] != ATTRIBUTE}
-    if expected != built:
-        path, kind, name = min(expected ^ built)
-        raise HostError(
-            f"The model as loaded and as built from its config differ in the {kind} {path}.{name}: "
-            "serve this model at isolation none."
-        )
+def _view(mapping: mmap.mmap, where: Place) -> torch.Tensor:
+    if where.elements == 0:
+        return torch.empty(where.size, dtype=where.dtype)
+    flat = torch.frombuffer(mapping, dtype=where.dtype, count=where.elements, offset=where.offset)
+    return flat.as_strided(where.size, where.stride)

@@ -18,7 +18,7 @@ from pathlib import Path
 from edif_hpc.core.errors import EdifError, HostError
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.worker import sandbox
-from edif_hpc.worker.channel import Channel
+from edif_hpc.worker.channel import Channel, close_all
 from edif_hpc.worker.contract import HostSpec
 from edif_hpc.worker.executor import Preparation, serve
 from edif_hpc.worker.messages import host_spec
@@ -58,17 +58,20 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
     if spec.adapters:
         import peft  # noqa: F401 - takes a second, which no request should wait for
     model = models.load(spec, weights=False)
-    _, (weights_fd, manifest_fd) = _expect(host, "weights")
-    weights.attach(model, weights_fd, manifest_fd)
-    os.close(weights_fd)
-    os.close(manifest_fd)
     runner = Runner(model, spec.device, spec.adapters, spec.threads)
     runner.prepare()
-    trouble = warm_up(runner)
-    if trouble:
-        host.send({"type": "progress", "text": f"The warm-up request failed, which costs only time: {trouble}"})
+    _, shared = _expect(host, "weights")
+    handles = -1
+    if spec.device == "cpu":
+        weights.attach(model, *shared)
+        close_all(shared)
+        trouble = warm_up(runner)
+        if trouble:
+            host.send({"type": "progress", "text": f"the warm-up request failed, which costs only time: {trouble}"})
+    else:
+        (handles,) = shared  # a process that touched the device may not fork: each executor opens them itself
     models.settle()
-    return Preparation(spec, runner, reach, level, _own_tasks() + SPARE_PROCESSES, os.getpid())
+    return Preparation(spec, runner, reach, level, _own_tasks() + SPARE_PROCESSES, os.getpid(), handles)
 
 
 class Zygote:

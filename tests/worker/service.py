@@ -1,4 +1,4 @@
-"""The client's half and the agent's half of a run, for tests: a block becomes a payload, a payload becomes an outcome."""
+"""The client's and the agent's half of a run, for tests: a block becomes a payload, a payload becomes an outcome."""
 
 from __future__ import annotations
 
