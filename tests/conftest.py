@@ -1,0 +1,17 @@
+"""What every test process needs before the first test: an import order that nnsight does not upset, and its share.
+
+Importing nnsight mounts `.save` on every object, and anyio, which inspects its own classes when it is first imported,
+then fails. Rooms share test processes here, so anyio comes first, whatever runs.
+"""
+
+import anyio._backends._asyncio
+import anyio.abc  # noqa: F401
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` a file's tests stay in one process, as its servers do, unless they name another group."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
