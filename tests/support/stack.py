@@ -112,6 +112,7 @@ def running(
         stack.key = stack.json("keys", "create", "tester")["key"]
         yield stack
     finally:
+        passable(home)  # another pytest of this user that starts meanwhile closes the folders of all
         stack.cli("down", check=False)
         shutil.rmtree(home, ignore_errors=True)
 
