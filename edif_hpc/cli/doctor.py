@@ -181,13 +181,14 @@ def _components(home: Home, settings: Settings) -> Iterator[Finding]:
     if not records:
         yield Finding("components", "warning", "nothing runs", "start it with `edif-hpc up`")
         return
+    advice = "see `edif-hpc logs`; `edif-hpc up` starts what is missing"
     gone = [record.name for record in records if not record.alive]
-    failing = state.failures(home)
-    if gone or failing:
-        trouble = ", ".join([*gone, *(f"{name} (died {deaths} times)" for name, deaths in failing.items())])
-        yield Finding("components", "failed", trouble, "see `edif-hpc logs`; `edif-hpc up` starts what is missing")
+    if gone:
+        yield Finding("components", "failed", f"not running: {', '.join(gone)}", advice)
     else:
         yield Finding("components", "ok", ", ".join(record.name for record in records))
+    for name, deaths in state.failures(home).items():
+        yield Finding("components", "warning", f"{name} died {deaths} times lately", f"see `edif-hpc logs {name}`")
 
 
 def _redis(home: Home, settings: Settings) -> Iterator[Finding]:

@@ -53,24 +53,35 @@ def choose(home: Home, settings: Settings, server: str) -> dict[str, int]:
     """
     fixed = {"redis": settings.redis.port, "store": settings.store.port}[server]
     known = embedded_ports(home)
-    taken = {port for name, port in known.items() if name not in NAMES[server]}
+    others = {port for name, port in known.items() if name not in NAMES[server]}
     chosen: dict[str, int] = {}
     for name in NAMES[server]:
         wanted = fixed if name == server else 0
         if wanted and not is_free(wanted):
-            raise ComponentError(f"Port {wanted} is taken; set {server}.port to another, or to 0 for any free one.")
+            raise taken(server, wanted)
         port = wanted or known.get(name, 0)
-        if not port or port in taken or not is_free(port):
-            port = _any_free(taken)
+        if not port or port in others or not is_free(port):
+            port = _any_free(others)
         chosen[name] = port
-        taken.add(port)
+        others.add(port)
     if chosen != {name: known.get(name) for name in chosen}:
         home.write_private(home.run / PORTS, json.dumps({**known, **chosen}))
     return chosen
 
 
-def _any_free(taken: set[int]) -> int:
+def reserve(home: Home, settings: Settings) -> None:
+    """Choose ports for embedded servers that have none yet, so that whoever uses them can start before they do."""
+    for server, external in {"redis": settings.redis.url, "store": settings.store.endpoint}.items():
+        if not external and server not in embedded_ports(home):
+            choose(home, settings, server)
+
+
+def taken(server: str, port: int) -> ComponentError:
+    return ComponentError(f"Port {port} is taken; set {server}.port to another, or to 0 for any free one.")
+
+
+def _any_free(others: set[int]) -> int:
     for port in random.sample(range(*RANGE), 200):
-        if port not in taken and is_free(port):
+        if port not in others and is_free(port):
             return port
     raise ComponentError(f"No free port was found between {RANGE[0]} and {RANGE[1]} on {LOOPBACK}.")

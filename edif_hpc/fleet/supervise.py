@@ -116,6 +116,7 @@ class Supervisor:
         if kept.alive:
             if kept.deaths and now - kept.since > SETTLED_SECONDS:
                 kept.deaths = 0
+                self._write_failures()
             if not kept.answered:
                 kept.answered = kept.component.answers()
             return kept.answered

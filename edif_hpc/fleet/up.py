@@ -13,7 +13,7 @@ from edif_hpc.core.settings import Settings
 
 from . import ports, process, state
 from .components import components, gateway_answers, own_command, own_environment
-from .supervise import RETRY, SUPERVISOR, Supervisor, Tell, let_go, refuse_foreign, stop_all
+from .supervise import LET_GO, RETRY, SUPERVISOR, Supervisor, Tell, let_go, refuse_foreign, stop_all
 
 READY_SECONDS = 60.0
 GIVE_UP_DEATHS = 3
@@ -40,6 +40,9 @@ def check(home: Home, settings: Settings) -> None:
             f"Port {settings.gateway.port} on {settings.gateway.host} is taken by another program; "
             "choose another with --port."
         )
+    for server, port in {"redis": settings.redis.port, "store": settings.store.port}.items():
+        if port and not process.living(home, server) and not ports.is_free(port):
+            raise ports.taken(server, port)
 
 
 def supervise(home: Home, settings: Settings, tell: Tell, ready: Callable[[], None] = lambda: None) -> None:
@@ -47,8 +50,9 @@ def supervise(home: Home, settings: Settings, tell: Tell, ready: Callable[[], No
 
     `ready` is called once, when the gateway answers for the first time.
     """
+    ports.reserve(home, settings)
     heard = Supervisor(home, components(home, settings), tell, ready).run()
-    if heard == heard.SIGUSR1:
+    if heard == LET_GO:
         tell("let go; the components are somebody else's now")
         return
     stop_all(home, tell)

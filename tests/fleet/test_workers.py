@@ -1,0 +1,114 @@
+"""The fleet launching real worker processes when requests wait, and what it says when none can be had."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from edif_hpc.core.endpoints import redis_endpoint
+from edif_hpc.core.home import Home
+from edif_hpc.core.queue import Queue, Submission
+from edif_hpc.core.settings import LimitSettings, Settings
+from tests.cli.stack import Stack, stack
+from tests.support.servers import eventually
+
+T = TypeVar("T")
+
+TARGET = (
+    'nnsight.modeling.transformers.TransformersModel:{"repo_id": "nobody/nothing", "revision": null, '
+    '"task": "text-generation"}'
+)
+
+
+def with_queue(made: Stack, work: Callable[[Queue], Awaitable[T]]) -> T:
+    async def run() -> T:
+        redis = redis_endpoint(Home(made.home), Settings()).client()
+        try:
+            return await work(Queue(redis, LimitSettings()))
+        finally:
+            await redis.aclose()
+
+    return asyncio.run(run())
+
+
+def submit(made: Stack, request_id: str) -> None:
+    with_queue(made, lambda queue: queue.submit(Submission(request_id, "ada", TARGET, "trace", {}, b"x")))
+
+
+def status(made: Stack, request_id: str) -> tuple[str, str]:
+    found = with_queue(made, lambda queue: queue.describe(request_id)) or {}
+    return found.get("status", ""), found.get("description", "")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Stack]:
+    with stack(tmp_path) as made:
+        yield made
+
+
+def workers(made: Stack) -> dict[str, int]:
+    return {name: pid for name, pid in made.pids().items() if name.startswith("worker-")}
+
+
+def test_a_request_brings_a_worker_up_and_an_unknown_model_is_an_error(own: Stack):
+    own.up()
+    submit(own, "r1")
+    found = eventually(lambda: workers(own), 30, "a worker")
+    assert len(found) == 1
+    _, why = eventually(
+        lambda: (told := status(own, "r1"))[0] == "ERROR" and told, 60, "an answer for a model that is not there"
+    )
+    assert "nobody/nothing" in why
+    rows = {row["name"]: row for row in own.json("ps")}
+    worker = rows[next(iter(found))]
+    assert worker["pool"] == "local"
+    assert worker["isolation"] in ("none", "process", "locked")
+    # It lives on when the fleet dies, the next fleet knows it, and `down` finds it.
+    own.back("fleet", own.kill("fleet"))
+    submit(own, "r2")
+    eventually(lambda: status(own, "r2")[0] == "ERROR", 60, "an answer")
+    assert workers(own) == found
+    own.down()
+    assert own.processes() == []
+
+
+def test_a_worker_that_dies_young_is_backed_off_and_the_reason_told(tmp_path: Path):
+    # It demands a level above the one it is told to use, so each worker ends at once, with a sentence.
+    variables = {"EDIF_HPC_WORKER__ISOLATION": "none", "EDIF_HPC_WORKER__REQUIRED_ISOLATION": "locked"}
+    with stack(tmp_path, **variables) as made:
+        made.up()
+        submit(made, "r1")
+        _, why = eventually(lambda: (told := status(made, "r1"))[0] == "ERROR" and told, 120, "the refusal")
+        assert "Isolation" in why
+        assert "ended within" in why
+        logs = list((made.home / "logs").glob("worker-*.log"))
+        assert 3 <= len(logs) <= 5
+        assert not workers(made)
+
+
+def test_a_killed_worker_is_replaced_when_somebody_waits(own: Stack):
+    own.up()
+    submit(own, "r1")
+    found = eventually(lambda: workers(own), 30, "a worker")
+    eventually(lambda: status(own, "r1")[0] == "ERROR", 60, "an answer")
+    os.kill(next(iter(found.values())), signal.SIGKILL)
+    eventually(lambda: not workers(own), 30, "the worker's end")
+    submit(own, "r2")
+    eventually(lambda: status(own, "r2")[0] == "ERROR", 90, "an answer from another worker")
+    assert set(workers(own)) != set(found)
+
+
+def test_down_drains_workers_without_a_supervisor_and_without_a_fleet(own: Stack):
+    own.up()
+    submit(own, "r1")
+    eventually(lambda: workers(own), 30, "a worker")
+    for name in ("supervisor", "fleet"):
+        own.kill(name)
+    own.down()
+    assert own.processes() == []
