@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import psutil
+import uvloop
 
 from edif_hpc import __version__
 from edif_hpc.core import log
@@ -36,6 +38,8 @@ from .sandbox.kernel import protect_process
 HOST_SHARE = 0.75
 GPU_SHARE = 0.9
 """Shares of memory that models may take when the settings name none; the rest is for requests."""
+GC_THRESHOLDS = (50_000, 20, 50)
+"""Requests make few cycles; the default threshold of 700 runs the collector several times for each."""
 
 logger = log.get("worker")
 
@@ -46,7 +50,11 @@ def serve(
     """Run a worker in the foreground."""
     log.configure("worker", settings.log_level)
     protect_process()
-    asyncio.run(_serve(home, settings, worker_id or f"worker-{secrets.token_hex(3)}", pool, deadline))
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(home, settings, worker_id or f"worker-{secrets.token_hex(3)}", pool, deadline))
 
 
 def choose_isolation(settings: Settings) -> Isolation:
