@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections import deque
 from collections.abc import Callable
 
@@ -16,6 +15,8 @@ from edif_hpc.worker.channel import AsyncChannel, Channel, ChannelError, Message
 from edif_hpc.worker.contract import Outcome, Verdict
 from edif_hpc.worker.ends import explain
 from edif_hpc.worker.inline_runs import CANCELLED
+from edif_hpc.worker.process import kill
+from edif_hpc.worker.messages import plain
 from edif_hpc.worker.runs import Run
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -45,7 +46,7 @@ class Executor:
 
     def kill(self) -> None:
         if self._pidfd >= 0:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            kill(self._pidfd)
 
     def exited(self, status: int) -> None:
         """The zygote has reaped it. What it had said before may still lie in the channel."""
@@ -61,7 +62,7 @@ class Executor:
     def _hear(self, message: Message, fds: list[int]) -> None:
         try:
             if message.get("type") == "broken":
-                self._broke(str(message.get("text"))[:500])
+                self._broke(plain(str(message.get("text"))[:500]))
             elif self.run is not None:
                 if not self.run.outcome.done():
                     self.run.hear(message)
@@ -76,10 +77,16 @@ class Executor:
             self._misbehaved(error)
 
     def _broke(self, trouble: str) -> None:
-        """Our own code in the executor failed, before, with or after the request."""
+        """Our own code in the executor failed, or a request's code says so: either way nobody would watch it further.
+
+        Once the request runs, what fails there fails because of it, and would again.
+        """
         self.trouble = trouble
-        if self.run is not None:
+        if self.run is not None and self.run.started:
+            self.run.end(Verdict.FAILED, f"The request's code broke the process that ran it: {trouble}.")
+        elif self.run is not None:
             self.run.end(Verdict.LOST, f"The executor failed: {trouble}")
+        self.kill()
 
     def _channel_ended(self, error: Exception | None) -> None:
         self._silent = True

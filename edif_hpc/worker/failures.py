@@ -27,13 +27,25 @@ class Refusal(Exception):
 def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, (RuntimeError, OSError)) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+    if not isinstance(error, (RuntimeError, OSError)):
+        return False
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the block's own class, which may do anything when asked for its text
+        return False
+    return any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def describe(error: BaseException) -> str:
-    """The traceback as the user would have seen it locally."""
-    _clean(error, set())
-    return cut("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
+    """The traceback as the user would have seen it locally, or a sentence when their exception cannot be shown."""
+    try:
+        _clean(error, set())
+        return cut("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
+    except Exception as trouble:  # noqa: BLE001 - see above
+        return (
+            f"The block raised a {type.__getattribute__(type(error), '__name__')}, which could not be shown "
+            f"({type.__getattribute__(type(trouble), '__name__')}): raise an ordinary exception to see more."
+        )
 
 
 def _clean(error: BaseException | None, seen: set[int]) -> None:
@@ -41,8 +53,8 @@ def _clean(error: BaseException | None, seen: set[int]) -> None:
     if error is None or id(error) in seen:
         return
     seen.add(id(error))
-    own = getattr(error, "__intervention_tb__", error.__traceback__)
-    error.__traceback__ = _users_frames(own)
+    own = getattr(error, "__intervention_tb__", None)
+    error.__traceback__ = _users_frames(own if isinstance(own, TracebackType) else error.__traceback__)
     _clean(error.__cause__, seen)
     _clean(error.__context__, seen)
     if isinstance(error, BaseExceptionGroup):
