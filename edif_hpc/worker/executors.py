@@ -15,8 +15,8 @@ from edif_hpc.worker.channel import AsyncChannel, Channel, ChannelError, Message
 from edif_hpc.worker.contract import Outcome, Verdict
 from edif_hpc.worker.ends import explain
 from edif_hpc.worker.inline_runs import CANCELLED
-from edif_hpc.worker.process import kill
 from edif_hpc.worker.messages import plain
+from edif_hpc.worker.process import kill
 from edif_hpc.worker.runs import Run
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -35,7 +35,7 @@ class Executor:
         self.prepared = False
         self.trouble = ""
         self._pool = pool
-        self._pidfd = pidfd
+        self.pidfd = pidfd
         self._silent = False
         self._channel = AsyncChannel(Channel.from_fd(channel_fd, accept_fds=0), self._hear, self._channel_ended)
 
@@ -45,8 +45,8 @@ class Executor:
         self._channel.send(run.message, run.fds)
 
     def kill(self) -> None:
-        if self._pidfd >= 0:
-            kill(self._pidfd)
+        if self.pidfd >= 0:
+            kill(self.pidfd)
 
     def exited(self, status: int) -> None:
         """The zygote has reaped it. What it had said before may still lie in the channel."""
@@ -55,9 +55,9 @@ class Executor:
 
     def close(self) -> None:
         self._channel.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
     def _hear(self, message: Message, fds: list[int]) -> None:
         try:
@@ -152,14 +152,17 @@ class Executors:
         self._lose("The model host ended while the request ran.")
 
     async def close(self) -> None:
+        """End all executors and wait until they are gone."""
         self._lose("The model host was stopped.")
-        for executor in self._all.values():
-            executor.kill()
-            executor.close()
-        self._all.clear()
         self._zygote.close()
         if self._pause is not None:
             self._pause.cancel()
+        executors, self._all = list(self._all.values()), {}
+        for executor in executors:
+            executor.kill()
+        for executor in executors:
+            await gone(executor.pidfd)
+            executor.close()
 
     def prepared(self, executor: Executor) -> None:
         self._asked -= 1
@@ -230,3 +233,14 @@ class Executors:
         for run in self._wanted:
             run.end(Verdict.LOST, why)
         self._wanted.clear()
+
+
+async def gone(pidfd: int) -> None:
+    """Wait for the end of a process that is not our child."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)

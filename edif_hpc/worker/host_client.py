@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,14 +18,14 @@ from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.worker.channel import AsyncChannel, Channel, ChannelError, Message, close_all
 from edif_hpc.worker.contract import HostSpec, Outcome, RunSpec
-from edif_hpc.worker.executors import Executors
+from edif_hpc.worker.executors import Executors, gone
 from edif_hpc.worker.inline_runs import InlineRuns
 from edif_hpc.worker.messages import host_spec_message
-from edif_hpc.worker.process import clean_environment
+from edif_hpc.worker.process import clean_environment, kill
 from edif_hpc.worker.runs import Run
 
-STOP_SECONDS = 10.0
-"""How long `close` waits for killed processes to be gone; only a process stuck in the kernel takes this long."""
+STOP_SECONDS = 30.0
+"""How long `close` waits for killed processes to be gone; only one stuck in the kernel takes this long."""
 
 
 class ModelHost:
@@ -72,6 +71,11 @@ class ModelHost:
             HostError: one sentence saying why it cannot.
         """
         ModelKey.parse(spec.model_key)
+        if not spec.isolation.covers(spec.required):
+            raise HostError(
+                f"Isolation {spec.required.value} is required, but this host was asked to run at "
+                f"{spec.isolation.value}: ask for {spec.required.value}."
+            )
         host = cls(spec, on_progress)
         try:
             await host._ready
@@ -135,13 +139,13 @@ class ModelHost:
         self._closing = True
         pidfds = [fd for fd in (self._pidfd, self._zygote_pidfd) if fd >= 0]
         for fd in pidfds:
-            _kill(fd)
+            kill(fd)
         if self._backend is not None:
-            await self._backend.close()
+            await asyncio.wait_for(self._backend.close(), STOP_SECONDS)
         self._channel.close()
         await asyncio.wait_for(self._exited, STOP_SECONDS)
         if self._zygote_pidfd >= 0:
-            await asyncio.wait_for(_gone(self._zygote_pidfd), STOP_SECONDS)
+            await asyncio.wait_for(gone(self._zygote_pidfd), STOP_SECONDS)
         close_all(pidfds)
         self.died.cancel()
 
@@ -178,7 +182,7 @@ class ModelHost:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _kill_host(self) -> None:
-        _kill(self._pidfd)
+        kill(self._pidfd)
 
     def _broken(self, sentence: str) -> None:
         """Executors can no longer be had: take the rest down too, so that there is one failure and not two."""
@@ -238,21 +242,3 @@ def _spawn(spec: HostSpec) -> tuple[subprocess.Popen[bytes], Channel]:
 
 def _log_path(spec: HostSpec) -> str:
     return str(spec.scratch / "host.log")
-
-
-def _kill(pidfd: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # it has ended already
-
-
-async def _gone(pidfd: int) -> None:
-    """Wait for the end of a process that is not our child."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(pidfd)

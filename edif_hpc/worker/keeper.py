@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 from typing import NoReturn
 
-from edif_hpc.worker.process import guard_process
+from edif_hpc.worker.process import guard_process, kill
 
 OWN_BYTES = 16 * 1024 * 1024
 """About what this program costs."""
@@ -35,7 +34,7 @@ def keep(channel_fd: int, zygote_pidfd: int) -> None:
     poll.register(channel_fd, 0)  # the agent sends nothing any more: only its end counts
     poll.register(zygote_pidfd, select.POLLIN)
     poll.poll()
-    signal.pidfd_send_signal(zygote_pidfd, signal.SIGKILL)
+    kill(zygote_pidfd)
     os.waitid(os.P_PIDFD, zygote_pidfd, os.WEXITED)
 
 

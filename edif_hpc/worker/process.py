@@ -6,6 +6,7 @@ to a whole allocation: the agent alone decides when they end. No torch here.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -64,6 +65,12 @@ def guard_process(parent: int) -> None:
     _prctl(PR_SET_DUMPABLE, 0)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+
+
+def kill(pidfd: int) -> None:
+    """SIGKILL to exactly that process; nothing when it has ended already."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
 def become_subreaper() -> None:
