@@ -22,6 +22,8 @@ FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 1.0
 BATCH = 500
 """Streams in one XREAD."""
+GATHER_SECONDS = 0.01
+"""How long bells of requests that go on are gathered into one read; the end of a request is read at once."""
 
 logger = log.get("gateway")
 
@@ -49,6 +51,7 @@ class Follower:
         self.connected = False
         self._rung: set[str] = set()
         self._stir = asyncio.Event()
+        self._gathering: asyncio.TimerHandle | None = None
         self.on_connected: Callable[[], None] = lambda: None
 
     def follow(self, request_id: str, sink: Sink, cursor: str = START, *, read: bool = True) -> Following:
@@ -66,10 +69,14 @@ class Follower:
             if not readers:
                 del self.followings[following.request_id]
 
-    def ring(self, *request_ids: str) -> None:
+    def ring(self, *request_ids: str, at_once: bool = True) -> None:
         self._rung.update(request_id for request_id in request_ids if request_id in self.followings)
-        if self._rung:
+        if not self._rung:
+            return
+        if at_once:
             self._stir.set()
+        elif self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._stir.set)
 
     def ring_all(self) -> None:
         self.ring(*self.followings)
@@ -95,10 +102,10 @@ class Follower:
             self.ring_all()
             self.on_connected()
             return
-        request_id, _, session = message.partition(" ")
-        if session:
-            self.on_session(session, request_id)
-        self.ring(request_id)
+        request_id, _, more = message.partition(" ")
+        if more and more != keys.THE_END:
+            self.on_session(more, request_id)
+        self.ring(request_id, at_once=more == keys.THE_END)
 
     async def pump(self) -> None:
         """Read what rang and hand it out, for ever. Bells that ring meanwhile share the next read."""
@@ -106,6 +113,9 @@ class Follower:
         while True:
             await self._stir.wait()
             self._stir.clear()
+            if self._gathering is not None:
+                self._gathering.cancel()
+                self._gathering = None
             rung, self._rung = self._rung, set()
             batch = [request_id for request_id in rung if request_id in self.followings]
             try:

@@ -48,7 +48,8 @@ ENVIRONMENT = PREFIX + "environment"
 NOTICES = PREFIX + "notices"
 
 BELL_REQUESTS = PREFIX + "bell:requests"
-"""Message: `request id` or, once at submission, `request id session id`."""
+"""Message: `request id`; at submission `request id session id`; for the terminal event `request id !`."""
+THE_END = "!"
 BELL_QUEUE = PREFIX + "bell:queue"
 """Message: a target with something to claim."""
 BELL_WORKERS = PREFIX + "bell:workers"
@@ -103,6 +104,7 @@ LUA_KEYS = f"""
 local P = '{PREFIX}'
 local TARGETS, LEASES, WAITING_SINCE = '{TARGETS}', '{LEASES}', '{WAITING_SINCE}'
 local OBJECTS, SWEEP, COUNTERS = '{OBJECTS}', '{SWEEP}', '{COUNTERS}'
+local THE_END = '{THE_END}'
 local BELL_REQUESTS, BELL_QUEUE, BELL_WORKERS = '{BELL_REQUESTS}', '{BELL_QUEUE}', '{BELL_WORKERS}'
 local function k_request(id) return P .. 'request:' .. id end
 local function k_payload(id) return P .. 'payload:' .. id end

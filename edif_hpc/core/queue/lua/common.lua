@@ -76,7 +76,7 @@ local function settle(id, now, status, description, data, meta, retention_ms)
   redis.call('DEL', k_payload(id))
   if f[2] and f[2] ~= '' then redis.call('ZADD', OBJECTS, now, f[2]) end
   redis.call('ZREM', k_open(f[1]), id)
-  emit(id, now, status, description, data, meta)
+  emit(id, now, status, description, data, meta, id .. ' ' .. THE_END)
   redis.call('PEXPIRE', k_request(id), retention_ms)
   redis.call('PEXPIRE', k_events(id), retention_ms)
   redis.call('PEXPIRE', k_user(f[1]), retention_ms)
