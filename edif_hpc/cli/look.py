@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -143,6 +142,8 @@ def _repo(model_key: str) -> str:
 
 def _workers(home: Home, settings: Settings) -> list[WorkerRecord]:
     """What workers say; nothing while Redis is away, for then `ps` shows what the kernel knows."""
+    import asyncio
+
     from redis.exceptions import RedisError
 
     from edif_hpc.core.endpoints import redis_endpoint

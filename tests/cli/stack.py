@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
+from edif_hpc.core.home import Home
+from edif_hpc.fleet import process
 from tests.support.servers import eventually, free_port
 
 COMMAND_SECONDS = 120
+COMPONENTS = ("gateway", "fleet", "redis", "store")
 
 
 @dataclass
@@ -31,6 +35,12 @@ class Stack:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/ping", timeout=5, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("EDIF_HPC_", "NDIF_"))}
@@ -57,8 +67,8 @@ class Stack:
         return self.run("down")
 
     def pids(self) -> dict[str, int]:
-        """Living components by name, as `ps` tells them."""
-        return {row["name"]: row["pid"] for row in self.json("ps") if row["state"] not in ("gone", "unknown")}
+        """Living components by name, from their records; `ps` reads the same, and costs a process each time."""
+        return {record.name: record.pid for record in process.records(Home(self.home)) if record.alive}
 
     def kill(self, name: str) -> int:
         pid = self.pids()[name]
@@ -76,11 +86,11 @@ class Stack:
     def processes(self) -> list[psutil.Process]:
         """Every process of this stack, found by the home in what it was started with, never by our own records."""
         found = []
-        for process in psutil.process_iter(["pid", "cmdline", "environ", "cwd", "status"]):
-            info = process.info
+        for candidate in psutil.process_iter(["pid", "cmdline", "environ", "cwd", "status"]):
+            info = candidate.info
             told = " ".join([*(info["cmdline"] or []), *(info["environ"] or {}).values(), info["cwd"] or ""])
             if str(self.home) in told and info["pid"] != os.getpid() and info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                found.append(candidate)
         return found
 
 
@@ -93,5 +103,5 @@ def stack(folder: Path, **variables: str) -> Iterator[Stack]:
     finally:
         if made.home.exists():
             made.run("down", check=False)
-        for process in made.processes():
-            process.kill()
+        for left in made.processes():
+            left.kill()

@@ -82,7 +82,8 @@ def test_no_port_tells_objects_to_http_without_credentials(holding: Stack):
             answer = ask(port, "GET", path)
             if answer is None:
                 break
-            told = answer.content.replace(path.encode(), b"")
+            # A refusal may repeat the name it was asked for.
+            told = answer.content.replace(NAME.encode() if NAME in path else path.encode(), b"")
             assert b"hidden" not in told, (port, path)
             assert b"eyJ" not in told, (port, path)  # how every JSON web token begins
         else:
