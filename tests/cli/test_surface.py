@@ -124,8 +124,6 @@ def test_every_setting_is_documented():
 
 def test_the_readme_holds_the_settings_as_they_are():
     readme = (ROOT / "README.md").read_text()
-    if "| setting |" not in readme:
-        pytest.skip("the README has no settings table yet")
     assert markdown() in readme, "run `edif-hpc config docs` and put its table into the README"
 
 
