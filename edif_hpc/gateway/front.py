@@ -67,9 +67,11 @@ class Exchange:
         except ClientDisconnect:
             self.status = self.status or CLIENT_LEFT
         except Exception as error:
-            if self.status:
-                raise
-            await self._refuse(error)
+            if not self.status:
+                await self._refuse(error)
+                return
+            # Too late for a sentence. The server closes the connection, and Content-Length tells the client.
+            logger.warning("answer cut off", exc_info=error, **self.notes)
 
     def log(self) -> float:
         """Write the line; returns the seconds it took to answer."""

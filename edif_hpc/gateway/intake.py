@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.requests import Request
@@ -53,7 +54,8 @@ class Intake:
         try:
             envelope = Envelope.read(await read_form(request, payload, limits.payload_bytes))
             key = ModelKey.parse(envelope.model_key)
-            request_id = _new_id(user, request.headers.get(IDEMPOTENCY_HEADER, ""))
+            idempotency_key = request.headers.get(IDEMPOTENCY_HEADER, "")
+            request_id = _new_id(user, idempotency_key)
             request.scope["edif_notes"].update(request=request_id, user=user.name, bytes=payload.size)
             submission = Submission(
                 request_id=request_id,
@@ -71,25 +73,26 @@ class Intake:
                 session=envelope.session_id,
                 priority=user.priority,
             )
-            await self._submit(submission, payload, await self.door.refusal(key, envelope.env))
+            refusal = await self.door.refusal(key, envelope.env)
+            await self._submit(submission, payload, refusal, again=bool(idempotency_key))
         finally:
             payload.close()
         return JSONResponse(status_message(request_id, Status.RECEIVED.value, "Accepted."))
 
-    async def _submit(self, submission: Submission, payload: Payload, refusal: str) -> None:
-        fields = submission.__dict__
-        if not refusal:
-            if payload.on_disk or self.redis_is_full:
-                fields = {**fields, "object_key": await self._store(submission.request_id, payload)}
-            else:
-                fields = {**fields, "payload": payload.in_memory()}
+    async def _submit(self, submission: Submission, payload: Payload, refusal: str, *, again: bool) -> None:
+        if not refusal and (payload.on_disk or self.redis_is_full):
+            submission = replace(submission, object_key=await self._store(submission.request_id, payload))
+        elif not refusal:
+            submission = replace(submission, payload=payload.in_memory())
         session = self.sessions.join(submission.session, submission.user, submission.request_id)
         try:
-            await self.queue.submit(Submission(**fields), refusal=refusal)
+            await self.queue.submit(submission, refusal=refusal)
         except BaseException:
             if session is not None:
                 self.sessions.part(session, submission.request_id)
             raise
+        if again:  # it may have happened already, and no bell rings for it once more
+            self.sessions.follower.ring(submission.request_id)
 
     async def _store(self, request_id: str, payload: Payload) -> str:
         """Put a large payload into the store; it is due for deletion from before it exists, so none can be orphaned."""

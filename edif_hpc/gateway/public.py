@@ -53,8 +53,8 @@ class Public:
         for worker in await self.observed.workers():
             for model in worker.models:
                 key = ModelKey.parse(model.model_key)
-                level, state = STATES[model.state]
-                deployments[f"{worker.worker_id}/{model.model_key}"] = _deployment(key, level, state)
+                # Numbered: anybody may ask, and which machines there are is not for everybody.
+                deployments[f"{key.repo_id}#{len(deployments)}"] = _deployment(key, *STATES[model.state])
         held = {entry["repo_id"] for entry in deployments.values()}
         for checkpoint in await self.models():
             if checkpoint.repo_id not in held and not checkpoint.adapter:

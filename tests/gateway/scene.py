@@ -39,6 +39,8 @@ INLINE = 64 * 1024
 """limits.inline_bytes of these tests, small so that both sides of it are cheap."""
 PAYLOAD_LIMIT = 4 * 1024 * 1024
 LEASE = 30.0
+PATIENCE = 60.0
+"""Seconds to wait for what takes milliseconds on a machine that is not crowded."""
 VERSION = {"nnsight-version": "0.8.1", "python-version": sys.version, "ndif-timestamp": "1.0"}
 
 
@@ -71,14 +73,14 @@ class Scene:
                 stdout=log, stderr=log, env={"PATH": os.environ["PATH"]},
             )  # fmt: skip
         if wait:
-            eventually(self.answers, 20.0, "the gateway answering")
+            eventually(self.answers, 60.0, "the gateway answering")
         return self.process
 
     def answers(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
             raise AssertionError(f"the gateway ended:\n{self.log()[-3000:]}")
         try:
-            return httpx.get(f"{self.url}/ping", timeout=2.0).json() == "pong"
+            return httpx.get(f"{self.url}/ping", timeout=10.0).json() == "pong"
         except httpx.TransportError:
             return False
 
@@ -86,7 +88,7 @@ class Scene:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                assert self.process.wait(20) == 0, self.log()[-3000:]
+                assert self.process.wait(60) == 0, self.log()[-3000:]
             finally:
                 self.process.kill()
 
@@ -100,7 +102,7 @@ class Scene:
 
     def get(self, path: str, user: str = "ann", **options: Any) -> httpx.Response:
         url = path if path.startswith("http") else self.url + path
-        return httpx.get(url, headers={**self.headers(user), **options.pop("headers", {})}, timeout=30.0, **options)
+        return httpx.get(url, headers={**self.headers(user), **options.pop("headers", {})}, timeout=60.0, **options)
 
     def post(
         self, payload: bytes, user: str = "ann", session: str = "", headers: dict[str, str] | None = None,
@@ -108,7 +110,7 @@ class Scene:
     ) -> httpx.Response:  # fmt: skip
         data = {"model_key": str(KEY), "session_id": session, "compress": False, "env": {}, **envelope}
         return httpx.post(
-            f"{self.url}/request", data={"data": json.dumps(data)}, timeout=30.0,
+            f"{self.url}/request", data={"data": json.dumps(data)}, timeout=60.0,
             files={"blob": ("request", payload, "application/octet-stream")},
             headers={**VERSION, **self.headers(user), **(headers or {})},
         )  # fmt: skip
@@ -124,9 +126,9 @@ class Scene:
         """A socket, and the session id of its first frame."""
         address = self.url.replace("http", "ws") + "/subscribe"
         with connect(address, additional_headers={**self.headers(user), **headers}, compression=None) as websocket:
-            yield websocket, json.loads(websocket.recv(timeout=10))["session_id"]
+            yield websocket, json.loads(websocket.recv(timeout=60))["session_id"]
 
-    def poll(self, request_id: str, user: str = "ann", seconds: float = 20.0) -> dict[str, Any]:
+    def poll(self, request_id: str, user: str = "ann", seconds: float = 60.0) -> dict[str, Any]:
         """Poll as the stock client does, to the terminal status."""
 
         def ended() -> dict[str, Any] | None:
@@ -139,7 +141,7 @@ class Scene:
 
     def cancel(self, request_id: str, user: str = "ann") -> str | None:
         """What became of it, or None when there is no such request."""
-        answer = httpx.post(f"{self.url}/api/requests/{request_id}/cancel", headers=self.headers(user), timeout=30.0)
+        answer = httpx.post(f"{self.url}/api/requests/{request_id}/cancel", headers=self.headers(user), timeout=60.0)
         return str(answer.json()["outcome"]) if answer.status_code == 200 else None
 
     # -- behind the gateway --------------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ class Worker(threading.Thread):
     def __exit__(self, *exception: object) -> None:
         self.release.set()
         self.ending.set()
-        self.join(20)
+        self.join(60)
         if self.failure is not None:
             raise self.failure
 
@@ -274,7 +276,7 @@ def pattern(size: int) -> bytes:
     return (b"".join(number.to_bytes(4, "big") for number in range(size // 4 + 1)))[:size]
 
 
-def frames(websocket: ClientConnection, seconds: float = 20.0) -> list[Any]:
+def frames(websocket: ClientConnection, seconds: float = 60.0) -> list[Any]:
     """Frames up to the terminal one: dicts, and bytes for a binary one."""
     found: list[Any] = []
     while True:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .scene import KEY, MODEL, PAYLOAD_LIMIT, VERSION, Scene, Worker, cached_model, frames
+from .scene import KEY, MODEL, PATIENCE, PAYLOAD_LIMIT, VERSION, Scene, Worker, cached_model, frames
 
 CLASS = KEY.class_path
 
@@ -31,7 +31,7 @@ def refused(answer: httpx.Response, status: int, code: str, *words: str) -> None
 
 def raw(stage: Scene, content: bytes, content_type: str = "multipart/form-data; boundary=XX") -> httpx.Response:
     headers = {**VERSION, **stage.headers(), "content-type": content_type}
-    return httpx.post(f"{stage.url}/request", content=content, headers=headers, timeout=30.0)
+    return httpx.post(f"{stage.url}/request", content=content, headers=headers, timeout=60.0)
 
 
 PART = b'--XX\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
@@ -96,7 +96,7 @@ def test_a_model_key_that_is_not_allowed_is_400(stage: Scene, key: str) -> None:
 
 def test_a_body_over_the_limit_is_413_before_it_is_sent(stage: Scene) -> None:
     """The answer comes on the headers alone."""
-    with socket.create_connection(("127.0.0.1", stage.port), timeout=3) as client:
+    with socket.create_connection(("127.0.0.1", stage.port), timeout=60) as client:
         client.sendall(
             f"POST /request HTTP/1.1\r\nHost: x\r\nndif-api-key: {stage.keys['ann']}\r\n"
             f"Content-Length: {10**12}\r\nContent-Type: multipart/form-data; boundary=XX\r\n\r\n".encode()
@@ -119,7 +119,11 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(stage: Scene) -> None:
             yield bytes(65536)
 
     headers = {**VERSION, **stage.headers(), "content-type": "multipart/form-data; boundary=XX"}
-    refused(httpx.post(f"{stage.url}/request", content=chunks(), headers=headers), 413, "payload_too_large")
+    refused(
+        httpx.post(f"{stage.url}/request", content=chunks(), headers=headers, timeout=PATIENCE),
+        413,
+        "payload_too_large",
+    )
     assert not list(stage.home.spool.iterdir())
 
 

@@ -47,7 +47,7 @@ def worker(faulty: Scene) -> Iterator[Worker]:
 
 
 def running(stage: Scene, request_id: str) -> None:
-    eventually(lambda: stage.get(f"/response/{request_id}").json()["status"] == "RUNNING", 20.0, "RUNNING")
+    eventually(lambda: stage.get(f"/response/{request_id}").json()["status"] == "RUNNING", 60.0, "RUNNING")
 
 
 def test_sockets_outlive_redis(faulty: Scene, redis: RedisProcess, worker: Worker) -> None:
@@ -60,11 +60,11 @@ def test_sockets_outlive_redis(faulty: Scene, redis: RedisProcess, worker: Worke
         assert "Redis" in answer.json()["detail"]
         assert faulty.post(b"inline 10").status_code == 503
         redis.start()
-        eventually(lambda: faulty.get(f"/response/{request_id}").status_code == 200, 20.0, "the gateway's recovery")
+        eventually(lambda: faulty.get(f"/response/{request_id}").status_code == 200, 60.0, "the gateway's recovery")
         worker.release.set()
-        assert isinstance(frames(websocket, 30)[-1], bytes)
+        assert isinstance(frames(websocket, 60)[-1], bytes)
         faulty.submit(b"inline 10", session=later)
-        assert isinstance(frames(idle, 30)[-1], bytes)
+        assert isinstance(frames(idle, 60)[-1], bytes)
 
 
 def test_a_redis_that_stands_still_is_503_and_comes_back(faulty: Scene, redis: RedisProcess, worker: Worker) -> None:
@@ -75,11 +75,11 @@ def test_a_redis_that_stands_still_is_503_and_comes_back(faulty: Scene, redis: R
         redis.process.send_signal(signal.SIGSTOP)
         try:
             assert faulty.get(f"/response/{request_id}").status_code == 503
-            assert httpx.get(f"{faulty.url}/ping", timeout=2).status_code == 200
+            assert httpx.get(f"{faulty.url}/ping", timeout=10).status_code == 200
         finally:
             redis.process.send_signal(signal.SIGCONT)
         worker.release.set()
-        assert isinstance(frames(websocket, 30)[-1], bytes)
+        assert isinstance(frames(websocket, 60)[-1], bytes)
 
 
 def test_a_poll_goes_on_over_a_gateway_restart(faulty: Scene, worker: Worker) -> None:
@@ -101,8 +101,8 @@ def test_a_gateway_that_ends_says_error_to_who_waits(faulty: Scene, worker: Work
         assert (last["status"], last["id"]) == ("ERROR", request_id)
         assert request_id in last["description"]
         with pytest.raises(ConnectionClosed):
-            idle.recv(timeout=10)
-    assert faulty.process.wait(15) == 0
+            idle.recv(timeout=60)
+    assert faulty.process.wait(60) == 0
     faulty.start()
     worker.release.set()
     assert faulty.poll(request_id)["status"] == "COMPLETED"
@@ -117,7 +117,7 @@ def test_a_successor_takes_the_port_while_the_old_one_serves_its_sockets(faulty:
         with pytest.raises(subprocess.TimeoutExpired):
             faulty.start("--takeover", wait=False).wait(2)
         old.send_signal(signal.SIGHUP)
-        eventually(lambda: '"draining"' in faulty.log(), 10.0, "the old gateway draining")
+        eventually(lambda: '"draining"' in faulty.log(), 60.0, "the old gateway draining")
         for _ in range(20):
             assert faulty.answers()
         other = faulty.submit(b"inline 10", session=unused)
@@ -127,7 +127,7 @@ def test_a_successor_takes_the_port_while_the_old_one_serves_its_sockets(faulty:
         worker.release.set()
         assert isinstance(frames(websocket)[-1], bytes)
         assert old.poll() is None
-    assert old.wait(20) == 0
+    assert old.wait(60) == 0
     assert faulty.answers()
 
 
@@ -135,7 +135,7 @@ def test_a_port_that_is_taken_is_refused_in_one_sentence(faulty: Scene) -> None:
     mine = faulty.process
     second = faulty.start(wait=False)
     try:
-        assert second.wait(20) == 1
+        assert second.wait(60) == 1
         assert f"cannot listen on 127.0.0.1:{faulty.port}" in faulty.log()
     finally:
         faulty.process = mine
@@ -144,11 +144,11 @@ def test_a_port_that_is_taken_is_refused_in_one_sentence(faulty: Scene) -> None:
 def test_redis_that_lost_its_data_ends_what_waits(faulty: Scene) -> None:
     with faulty.socket() as (websocket, session):
         faulty.submit(b"hold", session=session)
-        assert json.loads(websocket.recv(timeout=5))["status"] == "QUEUED"
+        assert json.loads(websocket.recv(timeout=60))["status"] == "QUEUED"
         users = faulty.run(lambda found: found.hgetall(keys.API_KEYS))
         faulty.run(lambda found: found.flushall())
         faulty.run(lambda found: found.hset(keys.API_KEYS, mapping=users))
-        last = frames(websocket, 30)[-1]
+        last = frames(websocket, 60)[-1]
     assert last["status"] == "ERROR"
     assert "lost" in last["description"]
 
@@ -173,7 +173,7 @@ def test_nothing_is_lost_between_many_sockets(faulty: Scene, worker: Worker) -> 
             with faulty.socket() as (websocket, session):
                 while faulty.post(b"inline 10", session=session).status_code == 503:
                     time.sleep(0.05)
-                ended.append(frames(websocket, 40)[-1])
+                ended.append(frames(websocket, 60)[-1])
 
     def cutter() -> None:
         while not stop.wait(0.5):

@@ -13,7 +13,7 @@ import pytest
 from edif_hpc.core import links
 from edif_hpc.core.queue import keys
 
-from .scene import Scene, Worker, frames, pattern
+from .scene import PATIENCE, Scene, Worker, frames, pattern
 
 SIZE = 100_000
 MIB = 1024 * 1024
@@ -36,7 +36,7 @@ def link(request: pytest.FixtureRequest, stage: Scene, worker: Worker) -> str:
     ],
 )
 def test_a_range_is_answered_with_206(link: str, asked: str, first: int, end: int) -> None:
-    answer = httpx.get(link, headers={"range": asked})
+    answer = httpx.get(link, headers={"range": asked}, timeout=PATIENCE)
     assert (answer.status_code, answer.content) == (206, pattern(SIZE)[first:end])
     assert answer.headers["content-range"] == f"bytes {first}-{end - 1}/{SIZE}"
     assert answer.headers["content-length"] == str(end - first)
@@ -44,25 +44,25 @@ def test_a_range_is_answered_with_206(link: str, asked: str, first: int, end: in
 
 @pytest.mark.parametrize("asked", ["", "bytes=", "bytes=-", "bytes=9-3", "bytes=1-2,5-6", "lines=1-2", "bytes=a-b"])
 def test_what_is_no_single_range_gets_everything(link: str, asked: str) -> None:
-    answer = httpx.get(link, headers={"range": asked})
+    answer = httpx.get(link, headers={"range": asked}, timeout=PATIENCE)
     assert (answer.status_code, answer.content) == (200, pattern(SIZE))
     assert answer.headers["accept-ranges"] == "bytes"
 
 
 @pytest.mark.parametrize("asked", [f"bytes={SIZE}-", "bytes=-0", f"bytes={SIZE + 5}-{SIZE + 9}"])
 def test_a_range_beyond_the_end_is_416(link: str, asked: str) -> None:
-    answer = httpx.get(link, headers={"range": asked})
+    answer = httpx.get(link, headers={"range": asked}, timeout=PATIENCE)
     assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{SIZE}")
 
 
 def test_a_download_goes_on_only_if_the_result_is_the_same(link: str) -> None:
-    tag = httpx.head(link).headers["etag"]
-    assert httpx.get(link, headers={"range": "bytes=1-2", "if-range": tag}).status_code == 206
-    assert httpx.get(link, headers={"range": "bytes=1-2", "if-range": '"other"'}).status_code == 200
+    tag = httpx.head(link, timeout=PATIENCE).headers["etag"]
+    assert httpx.get(link, headers={"range": "bytes=1-2", "if-range": tag}, timeout=PATIENCE).status_code == 206
+    assert httpx.get(link, headers={"range": "bytes=1-2", "if-range": '"other"'}, timeout=PATIENCE).status_code == 200
 
 
 def test_head_tells_the_size_and_sends_nothing(link: str) -> None:
-    answer = httpx.head(link)
+    answer = httpx.head(link, timeout=PATIENCE)
     assert (answer.status_code, answer.headers["content-length"], answer.content) == (200, str(SIZE), b"")
 
 
@@ -82,17 +82,17 @@ def test_a_link_is_bound_to_its_request_and_its_time(link: str, stage: Scene) ->
         expired,
     ]
     for wrong in tampered:
-        answer = httpx.get(wrong)
+        answer = httpx.get(wrong, timeout=PATIENCE)
         assert answer.status_code == 403, wrong
         assert "fresh one" in answer.json()["detail"]
-    assert httpx.get(link).status_code == 200
+    assert httpx.get(link, timeout=PATIENCE).status_code == 200
 
 
 def test_a_result_that_has_expired_is_a_sentence(stage: Scene, worker: Worker) -> None:
     request_id = stage.submit(b"inline 10")
     link = stage.poll(request_id)["data"]
     stage.run(lambda redis: redis.delete(keys.result(request_id)))
-    answer = httpx.get(link)
+    answer = httpx.get(link, timeout=PATIENCE)
     assert answer.status_code == 404
     assert "expired" in answer.json()["detail"]
 
@@ -104,7 +104,7 @@ def test_an_object_that_is_gone_from_the_store_is_not_a_traceback(stage: Scene, 
     assert data["result_bytes"] == 10000
     claim = next(claim for claim in worker.claims if claim.request_id == request_id)
     worker.store.delete([f"results/{request_id}/{claim.attempt}-{claim.token[:16]}"])
-    answer = httpx.get(link)
+    answer = httpx.get(link, timeout=PATIENCE)
     assert answer.status_code in (404, 503), answer.text
     assert "detail" in answer.json()
 
@@ -133,7 +133,7 @@ def test_many_large_downloads_at_once_cost_little_memory(stage: Scene, worker: W
         link = frames(websocket, 60)[-1]["data"]
     expected = hash(pattern(size))
     process = psutil.Process(stage.process.pid)
-    httpx.get(link, headers={"range": "bytes=0-1"})
+    httpx.get(link, headers={"range": "bytes=0-1"}, timeout=PATIENCE)
     before = process.memory_info().rss
 
     def download(_: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .scene import INLINE, Scene, Worker, frames, pattern
+from .scene import INLINE, PATIENCE, Scene, Worker, frames, pattern
 
 
 def unframed(frame: bytes) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def test_a_large_result_comes_as_a_link_that_needs_no_key(stage: Scene, worker: 
         last = frames(websocket)[-1]
     assert last["status"] == "COMPLETED"
     assert last["data"].startswith(stage.url + "/result/")
-    answer = httpx.get(last["data"])
+    answer = httpx.get(last["data"], timeout=PATIENCE)
     assert (answer.status_code, answer.content) == (200, pattern(300000))
     assert answer.headers["content-length"] == "300000"
 
@@ -49,7 +49,7 @@ def test_polling_ends_in_a_link(stage: Scene, worker: Worker, kind: str) -> None
     last = stage.poll(request_id)
     assert last["status"] == "COMPLETED"
     assert last["meta"]["max_mem_by_gpu"] == {"0": 1}
-    assert httpx.get(last["data"]).content == pattern(5000)
+    assert httpx.get(last["data"], timeout=PATIENCE).content == pattern(5000)
 
 
 def test_a_payload_beyond_the_inline_limit_goes_through_the_store(stage: Scene, worker: Worker) -> None:
@@ -105,6 +105,9 @@ def test_a_dropped_socket_cancels_nothing(stage: Scene, worker: Worker) -> None:
 def test_an_idempotency_key_submits_once(stage: Scene, worker: Worker) -> None:
     ids = {stage.post(b"inline 10", headers={"idempotency-key": "mine"}).json()["id"] for _ in range(3)}
     assert len(ids) == 1
+    with stage.socket() as (websocket, session):  # a client that lost its socket submits again
+        stage.post(b"inline 10", session=session, headers={"idempotency-key": "mine"})
+        assert unframed(frames(websocket, 60)[-1])["id"] in ids
     other = stage.post(b"inline 10", "bob", headers={"idempotency-key": "mine"}).json()["id"]
     assert other not in ids
 
