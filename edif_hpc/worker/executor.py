@@ -40,26 +40,25 @@ class Preparation:
     runner: Runner
     reach: sandbox.Reach
     level: Isolation
-    processes: int
     zygote: int
     handles: int = -1
     """The descriptor of the weights' IPC handles, on a device."""
 
 
-def serve(preparation: Preparation, channel: Channel) -> NoReturn:
+def serve(preparation: Preparation, channel: Channel, processes: int) -> NoReturn:
     """Be an executor: prepare, wait, run one request, end. Never returns into the zygote's stack."""
     fd = channel.detach()  # the sandbox moves it; the old object must not close somebody else's number
     code = 1
     try:
-        code = _serve(preparation, fd)
+        code = _serve(preparation, fd, processes)
     except Exception as error:  # noqa: BLE001 - nobody above would tell the agent
         _report_broken(fd, error)
     finally:
         os._exit(code)
 
 
-def _serve(preparation: Preparation, fd: int) -> int:
-    mapped = _prepare(preparation, fd)
+def _serve(preparation: Preparation, fd: int, processes: int) -> int:
+    mapped = _prepare(preparation, fd, processes)
     channel = Channel.from_fd(CHANNEL_FD)
     channel.send({"type": "prepared", "level": preparation.level.value})
     received = channel.receive()
@@ -86,7 +85,7 @@ def _report_broken(fd: int, error: Exception) -> None:
         return
 
 
-def _prepare(preparation: Preparation, fd: int) -> int:
+def _prepare(preparation: Preparation, fd: int, processes: int) -> int:
     """Lock down; returns the size of the address space that was there before any request."""
     spec = preparation.spec
     _reseed()
@@ -102,7 +101,7 @@ def _prepare(preparation: Preparation, fd: int) -> int:
             memory_bytes=0,  # this and the next two follow with the request's own limits
             cpu_seconds=0,
             file_bytes=0,
-            processes=preparation.processes,
+            processes=processes,
             open_files=OPEN_FILES,
             keep_fds=(fd, preparation.handles) if on_device else (fd,),
             nice=spec.nice,

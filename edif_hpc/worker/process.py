@@ -93,6 +93,24 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def own_tasks() -> int:
+    """How many threads this user has on the machine, which is what RLIMIT_NPROC compares with.
+
+    Read from `status`: the folder of a process that is not dumpable, as most of ours are, belongs to root.
+    """
+    count, uid = 0, os.getuid()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/status", "rb") as handle:
+                    fields = dict(line.split(b":", 1) for line in handle.read().splitlines())
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # it ended while we looked, or is hidden and so not ours
+            if int(fields[b"Uid"].split()[0]) == uid:
+                count += int(fields[b"Threads"])
+    return count
+
+
 def _statm() -> tuple[int, int, int]:
     with open("/proc/self/statm", "rb") as handle:
         size, resident, shared = handle.read().split()[:3]

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import time
 from pathlib import Path
 
 from edif_hpc.core.errors import EdifError, HostError
@@ -22,10 +23,14 @@ from edif_hpc.worker.channel import Channel, close_all
 from edif_hpc.worker.contract import HostSpec
 from edif_hpc.worker.executor import Preparation, serve
 from edif_hpc.worker.messages import host_spec
-from edif_hpc.worker.process import become_subreaper, guard_process, private_bytes
+from edif_hpc.worker.process import become_subreaper, guard_process, own_tasks, private_bytes
 
-SPARE_PROCESSES = 128
-"""How many processes and threads more than now this user may have while an executor runs (level `process`)."""
+SPARE_TASKS = {Isolation.PROCESS: 256, Isolation.LOCKED: 2048}
+"""How many processes and threads more than this user had lately there may be while an executor runs. What else the user
+starts on the machine counts too, and libraries fail in odd ways when they get no thread. `locked` allows only threads.
+"""
+COUNT_SECONDS = 5.0
+"""How old that count may be: on a large machine it takes longer than a fork."""
 
 
 def main(host: Channel) -> None:
@@ -71,7 +76,7 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
     else:
         (handles,) = shared  # a process that touched the device may not fork: each executor opens them itself
     models.settle()
-    return Preparation(spec, runner, reach, level, _own_tasks() + SPARE_PROCESSES, os.getpid(), handles)
+    return Preparation(spec, runner, reach, level, os.getpid(), handles)
 
 
 class Zygote:
@@ -83,6 +88,7 @@ class Zygote:
         self._agent = agent
         self._executors: dict[int, int] = {}  # pidfd -> pid
         self._poll = select.poll()
+        self._counted: tuple[float, int] = (0.0, 0)
 
     def loop(self) -> None:
         become_subreaper()
@@ -104,16 +110,24 @@ class Zygote:
         return True
 
     def _fork(self) -> None:
+        processes = self._process_limit()
         ours, theirs = Channel.pair()
         pid = os.fork()
         if pid == 0:
-            serve(self._preparation, theirs)
+            serve(self._preparation, theirs, processes)
         pidfd = os.pidfd_open(pid)
         self._executors[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
         self._agent.send({"type": "spare", "pid": pid}, [pidfd, ours.fileno()])
         ours.close()
         theirs.close()
+
+    def _process_limit(self) -> int:
+        until, processes = self._counted
+        if time.monotonic() >= until:
+            processes = own_tasks() + SPARE_TASKS[self._preparation.level]
+            self._counted = (time.monotonic() + COUNT_SECONDS, processes)
+        return processes
 
     def _reap(self, pidfd: int) -> None:
         pid = self._executors.pop(pidfd)
@@ -144,19 +158,6 @@ def _expect(channel: Channel, kind: str) -> tuple[dict[str, object], list[int]]:
     if received[0].get("type") != kind:
         raise HostError(f"The zygote heard {received[0].get('type')!r} where {kind!r} was due: a component differs.")
     return received
-
-
-def _own_tasks() -> int:
-    """How many threads this user has on the machine, which is what RLIMIT_NPROC compares with."""
-    count, uid = 0, os.getuid()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if entry.stat().st_uid == uid:
-                    count += len(list((entry / "task").iterdir()))
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we looked
-    return count
 
 
 if __name__ == "__main__":
