@@ -113,7 +113,8 @@ class ModelHost:
             HostError: this host is dead or closed.
         """
         if not self.alive or self._backend is None:
-            raise HostError("This model host has ended: start another one.")
+            why = self.died.result() if self.died.done() and not self.died.cancelled() else "It was closed."
+            raise HostError(f"This model host has ended, start another one. {why}")
         run = Run(spec, payload, self.level, on_log, on_start)
         self._runs[spec.run_id] = run
         try:
