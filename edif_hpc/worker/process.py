@@ -45,6 +45,7 @@ def clean_environment(spec: HostSpec, inherited: Mapping[str, str]) -> dict[str,
         "TRANSFORMERS_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
+        "RAYON_NUM_THREADS": "1",  # the tokenizers' pool starts all the same, and its idle threads spin first
         "OMP_NUM_THREADS": str(spec.threads),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
