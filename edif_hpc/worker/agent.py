@@ -156,7 +156,8 @@ class Agent:
 
     def _stop_when_idle(self) -> None:
         now = time.monotonic()
-        if self.attempts or self._wanted:
+        loading = any(resident.state == "loading" for resident in self.residents.models.values())
+        if self.attempts or self._wanted or loading:
             self._last_busy = now
         if now - self._last_busy > self.settings.worker.idle_seconds:
             logger.info("idle", seconds=self.settings.worker.idle_seconds)
@@ -175,9 +176,10 @@ class Agent:
             await self._look_for_wanted()
             return None
         resident = free[claim.target]
+        ahead = resident.running >= self.settings.worker.concurrency
         resident.running += 1
         resident.last_used = self._last_busy = time.monotonic()
-        attempt = Attempt(claim, resident, self.queue, self.store, self.settings)
+        attempt = Attempt(claim, resident, self.queue, self.store, self.settings, ahead=ahead)
         self.attempts[claim.request_id] = attempt
         self._spawn(self._serve(attempt, resident))
         return claim
@@ -186,9 +188,20 @@ class Agent:
         slots = self.settings.worker.concurrency
         if resident.running < slots:
             return True
-        expected = [a.claim.expected_seconds for a in self.attempts.values() if a.resident is resident]
-        short = all(0 < seconds < PREFETCH_BELOW_SECONDS for seconds in expected)
+        now = time.monotonic()
+        ahead = [attempt for attempt in self.attempts.values() if attempt.resident is resident]
+        short = all(
+            0 < attempt.claim.expected_seconds < PREFETCH_BELOW_SECONDS > now - attempt.claimed for attempt in ahead
+        )
         return short and resident.running < slots + 1
+
+    def _free_the_stuck(self) -> None:
+        """Give back what was claimed ahead behind a run that proved to be long: another worker may be free."""
+        now = time.monotonic()
+        for attempt in list(self.attempts.values()):
+            waited = now - attempt.claimed
+            if not attempt.started and attempt.ahead and waited > self.settings.worker.heartbeat_seconds:
+                attempt.hand_back(Release.HANDBACK, "the request before it takes long")
 
     async def _look_for_wanted(self) -> None:
         """Remember which models are waited for that are not here."""
@@ -240,6 +253,10 @@ class Agent:
         try:
             device = self.residents.room_for(key, patient=waited < SWITCH_PATIENCE_SECONDS)
             if device is None:
+                await self._tell_waiting(text, self.residents.why_no_room(key))
+                if await self.residents.evict_retired():
+                    device = self.residents.room_for(key, patient=True)
+            if device is None:
                 return
             await self._tell_waiting(text, f"Loading {key.repo_id}.")
             logger.info("loading model", model=key.repo_id, device=device)
@@ -282,6 +299,7 @@ class Agent:
             await asyncio.sleep(self.settings.worker.heartbeat_seconds)
 
     async def _beat(self) -> None:
+        self._free_the_stuck()
         attempts = list(self.attempts.values())
         self.record.version = __version__
         self.record.running = len(attempts)

@@ -29,16 +29,22 @@ logger = log.get("worker")
 class Attempt:
     """Runs one claim on a resident model."""
 
-    def __init__(self, claim: Claim, resident: Resident, queue: Queue, store: Store, settings: Settings) -> None:
+    def __init__(
+        self, claim: Claim, resident: Resident, queue: Queue, store: Store, settings: Settings, *, ahead: bool = False
+    ) -> None:
         self.claim = claim
+        self.ahead = ahead
+        """Claimed while another one ran, so that nothing waits between the two."""
         self.resident = resident
         self.queue = queue
         self.store = store
         self.settings = settings
         self.started = False
+        self.claimed = time.monotonic()
         self.run_id = f"{claim.request_id}:{claim.attempt}"
         self.cancelled: str | None = None
         self.handed_back: Release | None = None
+        self._why_back = ""
         self.lease_lost = False
         self._sequence = 0
         self._outbox: asyncio.Queue[tuple[Status, str] | None] = asyncio.Queue()
@@ -56,9 +62,9 @@ class Attempt:
         self.lease_lost = True
         self._kill()
 
-    def hand_back(self, reason: Release) -> None:
-        """This worker ends before the request does."""
-        self.handed_back = reason
+    def hand_back(self, reason: Release, why: str = "its worker is ending") -> None:
+        """Somebody else shall run it."""
+        self.handed_back, self._why_back = reason, why
         self._kill()
 
     def _kill(self) -> None:
@@ -151,11 +157,12 @@ class Attempt:
         elif self.cancelled is not None:
             await self._finish_error(self.cancelled, outcome.meta)
         elif self.handed_back is not None:
-            await self._release(self.handed_back, "Back in the queue: its worker is ending.")
+            await self._release(self.handed_back, f"Back in the queue: {self._why_back}.")
         elif outcome.verdict in (Verdict.LOST, Verdict.CANCELLED):
             # What never began has no part in why its host died: it goes back without counting as a loss.
             reason = Release.LOSS if self.started else Release.HANDBACK
-            await self._release(reason, f"Back in the queue: {outcome.description.rstrip('.') or 'its executor was killed'}.")
+            why = outcome.description.rstrip(".") or "its executor was killed"
+            await self._release(reason, f"Back in the queue: {why}.")
         else:
             await self._finish_error(outcome.description, outcome.meta)
 

@@ -32,6 +32,7 @@ class HostSpec:
         device: "cpu" or a torch device such as "cuda:0".
         threads: torch threads a request may use.
         spares: executors forked ahead of need.
+        concurrency: requests that run at a time, others wait in line; 0 for no limit. At level `none` it is always one.
         adapters: PEFT adapter ids that an admin allowed, with the directory each lives in.
         nice: niceness of executors, so that user code does not starve the agent.
     """
@@ -45,6 +46,7 @@ class HostSpec:
     device: str = "cpu"
     threads: int = 1
     spares: int = 2
+    concurrency: int = 0
     adapters: dict[str, str] = field(default_factory=dict)
     nice: int = 0
 

@@ -119,9 +119,12 @@ class Executors:
         zygote: the channel to the zygote; owned.
         spares: how many wait.
         on_broken: called once with a sentence when no executor can be had any more.
+        at_once: how many run at a time, the others wait in line here; 0 for as many as there are.
     """
 
-    def __init__(self, zygote: Channel, spares: int, on_broken: Callable[[str], None]) -> None:
+    def __init__(self, zygote: Channel, spares: int, on_broken: Callable[[str], None], at_once: int = 0) -> None:
+        self._at_once = at_once
+        self._working = 0
         self._zygote = AsyncChannel(zygote, self._hear, self._zygote_ended)
         self._spares = spares
         self._on_broken = on_broken
@@ -181,12 +184,19 @@ class Executors:
         self._back_off(executor)
 
     def _match(self) -> None:
-        while self._wanted and self._ready:
+        while self._wanted and self._ready and not (self._at_once and self._working >= self._at_once):
             run = self._wanted.popleft()
             if not run.outcome.done():
                 self._failures = 0
+                self._working += 1
+                run.outcome.add_done_callback(self._run_ended)
                 self._ready.popleft().start(run)
         self._refill()
+
+    def _run_ended(self, _: asyncio.Future[Outcome]) -> None:
+        self._working -= 1
+        if self._wanted:
+            self._match()
 
     def _refill(self) -> None:
         if self._pause is not None:

@@ -176,7 +176,8 @@ class ModelHost:
         else:
             zygote_fd, self._zygote_pidfd = fds
             self._zygote = int(message["zygote"])
-            self._backend = Executors(Channel.from_fd(zygote_fd), self._spec.spares, self._broken)
+            zygote, spec = Channel.from_fd(zygote_fd), self._spec
+            self._backend = Executors(zygote, spec.spares, self._broken, spec.concurrency)
         if not self._ready.done():
             self._ready.set_result(None)
 

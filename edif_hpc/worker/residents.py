@@ -100,20 +100,34 @@ class Residents:
         return required_bytes(checkpoint, dtype, self.accelerator)
 
     def room_for(self, key: ModelKey, patient: bool) -> str | None:
-        """A device with room, else None after asking the least recently used idle model to make some.
+        """A device with room, else None after asking the least recently used models to make some.
 
-        With `patient` only models that nobody uses are asked; otherwise one in use is retired first.
+        With `patient` only models that nobody uses are asked; otherwise those in use are retired first.
         """
         needed = self.size(key)
         for device, budget in self.devices.items():
             if self.used(device) + needed <= budget:
                 return device
+        for device, budget in self.devices.items():
+            if self.used(device) - self._leaving(device) + needed <= budget:
+                return None  # as soon as those that leave are gone
         candidates = [r for r in self.ready() if needed <= self.devices[r.device] and not (patient and r.running)]
-        if candidates:
-            victim = min(candidates, key=lambda resident: resident.last_used)
+        for victim in sorted(candidates, key=lambda resident: resident.last_used):
             victim.retiring = True
             logger.info("model makes room", model=victim.key.repo_id, wanted=key.repo_id)
+            if self.used(victim.device) - self._leaving(victim.device) + needed <= self.devices[victim.device]:
+                break
         return None
+
+    def _leaving(self, device: str) -> int:
+        return sum(r.memory_bytes for r in self.models.values() if r.device == device and r.retiring)
+
+    def why_no_room(self, key: ModelKey) -> str:
+        """What those who wait for a model that has no room yet are told."""
+        leaving = sorted(resident.key.repo_id for resident in self.models.values() if resident.retiring)
+        if leaving:
+            return f"Making room for {key.repo_id}: {', '.join(leaving)} leaves."
+        return f"Waiting for room for {key.repo_id}: every model here is in use."
 
     async def evict_retired(self) -> list[Resident]:
         """Close retiring models that nobody uses any more."""
@@ -161,6 +175,7 @@ class Residents:
             device=device,
             threads=worker.threads or default_threads(worker.concurrency),
             spares=worker.spares,
+            concurrency=worker.concurrency,
             adapters={name: str(adapter_folder(self.cache, name)) for name in models.adapters},
         )
 
