@@ -131,6 +131,12 @@ def cancel(stack: Stack, request_id: str | None) -> None:
     stack.cli("cancel", str(request_id))
 
 
+def withdraw(stack: Stack, request: RemoteBackend) -> None:
+    """Cancel as the request's own user; what has ended already is let be."""
+    url = f"{stack.url}/api/requests/{request.job_id}/cancel"
+    httpx.post(url, headers={"ndif-api-key": request.api_key}, timeout=30).raise_for_status()
+
+
 def key_of(stack: Stack, user: str) -> str:
     """A key of another user, made once."""
     if user not in stack.keys:

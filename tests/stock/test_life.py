@@ -65,7 +65,7 @@ def test_from_no_worker_to_one_and_back(stack: Stack) -> None:
     assert all(update.description for update in statuses if update.status.value != "COMPLETED")
     assert float(result["answer"]) == 2
     assert float(result_of(first)["answer"]) == 1
-    assert nnsight.status().status.value == "UP"
+    eventually(lambda: nnsight.status().status.value == "UP", 10, "the status with it")
 
     # Idle, it goes; what it did stays.
     eventually(lambda: not workers(stack), 30, "the idle worker's end")
