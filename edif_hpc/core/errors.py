@@ -20,6 +20,7 @@ never one of these.
     ├── LeaseLost                 409  lease_lost          the attempt's token is no longer the current one
     └── ComponentError            500  component           a component could not start or is of another version
         └── HostError             500  model_host          a model host could not load its model
+            └── HostDied          500  model_host_died     it ended without saying why; another try may do
 """
 
 
@@ -100,3 +101,7 @@ class ComponentError(EdifError):
 
 class HostError(ComponentError):
     code = "model_host"
+
+
+class HostDied(HostError):
+    code = "model_host_died"

@@ -15,7 +15,7 @@ from typing import Any
 
 from edif_hpc import __version__
 from edif_hpc.core import log
-from edif_hpc.core.errors import EdifError, ModelError
+from edif_hpc.core.errors import EdifError, HostDied, ModelError
 from edif_hpc.core.queue import Claim, Events, Queue, Release, Verdict, keys
 from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.settings import Settings
@@ -35,6 +35,7 @@ another worker may be free."""
 SWITCH_PATIENCE_SECONDS = 10.0
 """How long a model that is not resident waits for an idle one to leave before one in use is retired for it."""
 LOAD_ATTEMPTS = 2
+"""When a model host dies while it loads; one that says what is wrong with a model would say it again."""
 DRAIN_SECONDS = 20.0
 FLUSH_MARGIN_SECONDS = 5.0
 """Kept free before a deadline for uploads."""
@@ -271,7 +272,7 @@ class Agent:
         except EdifError as error:
             logger.error("model failed to load", model=key.repo_id, error=str(error))
             self._failed_loads[text] = self._failed_loads.get(text, 0) + 1
-            if self._failed_loads[text] >= LOAD_ATTEMPTS:
+            if not isinstance(error, HostDied) or self._failed_loads[text] >= LOAD_ATTEMPTS:
                 await self._refuse_waiting(text, f"{key.repo_id} could not be loaded: {error}")
         self._wanted.pop(text, None)
         self._wake.set()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from edif_hpc.core.errors import HostError
+from edif_hpc.core.errors import HostDied, HostError
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.worker.channel import AsyncChannel, Channel, ChannelError, Message, close_all
@@ -209,7 +209,7 @@ class ModelHost:
             return
         status = self._exited.result()
         how = f"signal {status}" if status < 256 else f"exit code {status >> 8}"
-        self._fail_start(HostError(f"The model host ended while it loaded ({how}): see {_log_path(self._spec)}."))
+        self._fail_start(HostDied(f"The model host ended while it loaded ({how}): see {_log_path(self._spec)}."))
         self._set_died(f"The model host ended ({how}).")
         if self._backend is not None:
             self._backend.ended(status)
