@@ -20,6 +20,7 @@ import torch
 from edif_hpc.core.errors import HostError
 
 ALIGNMENT = 64
+"""A cache line, in bytes."""
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 PARAMETER, BUFFER, ATTRIBUTE = "parameter", "buffer", "attribute"
 Slot = tuple[str, str, str]
@@ -171,12 +172,18 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[Slot, torch.Tensor]]:
 
 
 def _places(tensors: list[torch.Tensor]) -> tuple[list[Place], int]:
+    """Lay tensors out, each at the offset within a cache line that it has now.
+
+    A checkpoint that was mapped rarely starts on one, and matrix kernels take other paths for other offsets: aligned
+    anew, a model's logits differed from a local run's by 1e-6.
+    """
     places: list[Place] = []
-    size = 0
+    end = 0
     for tensor in tensors:
-        places.append(Place(size, tensor.dtype, tuple(tensor.shape), _stride(tensor)))
-        size += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
-    return places, size
+        offset = end + (tensor.data_ptr() - end) % ALIGNMENT
+        places.append(Place(offset, tensor.dtype, tuple(tensor.shape), _stride(tensor)))
+        end = offset + tensor.numel() * tensor.element_size()
+    return places, end
 
 
 def _stride(tensor: torch.Tensor) -> tuple[int, ...]:
