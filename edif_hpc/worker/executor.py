@@ -110,6 +110,8 @@ def _prepare(preparation: Preparation, fd: int, processes: int) -> int:
         ),
         preparation.reach,
     )
+    # The environment is empty now, and tokenizers would start a thread per core in each executor.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if on_device:
         os.environ.update(environment)  # which of the devices are ours
         _attach_device(preparation)

@@ -25,10 +25,10 @@ from edif_hpc.worker.executor import Preparation, serve
 from edif_hpc.worker.messages import host_spec
 from edif_hpc.worker.process import become_subreaper, guard_process, own_tasks, private_bytes
 
-SPARE_TASKS = {Isolation.PROCESS: 256, Isolation.LOCKED: 2048}
-"""How many processes and threads more than this user had lately there may be while an executor runs. What else the user
-starts on the machine counts too, and libraries fail in odd ways when they get no thread. `locked` allows only threads.
-"""
+SPARE_TASKS = 256
+"""How many processes and threads more than this user had lately there may be while an executor runs, over all executors.
+What else the user starts on the machine counts too, so it must not be few; and what one block takes the others cannot
+have, so it must not be many. With one thread per request an honest one needs none of them."""
 COUNT_SECONDS = 5.0
 """How old that count may be: on a large machine it takes longer than a fork."""
 
@@ -125,7 +125,7 @@ class Zygote:
     def _process_limit(self) -> int:
         until, processes = self._counted
         if time.monotonic() >= until:
-            processes = own_tasks() + SPARE_TASKS[self._preparation.level]
+            processes = own_tasks() + SPARE_TASKS
             self._counted = (time.monotonic() + COUNT_SECONDS, processes)
         return processes
 
