@@ -93,7 +93,7 @@ def loop_in_c_without_letting_go(g: dict) -> object:
     return str(7 ** (7**10))[:3]
 
 
-@case(SPARED, TIME_IS_UP, TIME_IS_UP, bare=True)
+@case(SPARED, SPARED, TIME_IS_UP, bare=True)  # seconds each: once is enough
 def sleep_deaf_to_signals(g: dict) -> object:
     signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
     time.sleep(3600)
@@ -141,7 +141,7 @@ def grow_the_payload_and_the_result(g: dict) -> object:
 
 @case(DID, "ValueError: not allowed", "ValueError: not allowed")
 def raise_the_limits(g: dict) -> object:
-    for limit in (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
+    for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
         soft, hard = resource.getrlimit(limit)
         if soft == hard != -1:
             resource.setrlimit(limit, (-1, -1))
@@ -179,10 +179,26 @@ def open_descriptors_without_end(g: dict) -> object:
 @case(SPARED, "RuntimeError: can't start new thread", "RuntimeError: can't start new thread")
 def start_threads_without_end(g: dict) -> object:
     threading.stack_size(64 * 1024)
-    stop = threading.Event()
+    stop, started = threading.Event(), []
     try:
         for _ in range(3000):
-            threading.Thread(target=stop.wait, daemon=True).start()
+            thread = threading.Thread(target=stop.wait, daemon=True)
+            thread.start()
+            started.append(thread)
     finally:
         stop.set()
+        for thread in started:
+            thread.join()
     return None
+
+
+# No thread is left for anybody of this user for a moment, and an honest request needs none.
+@case(SPARED, "did", "did", bare=True)
+def take_all_threads_and_work(g: dict) -> object:
+    threading.stack_size(64 * 1024)
+    for _ in range(3000):
+        try:
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        except RuntimeError:
+            return "did"
+    return "never stopped"

@@ -7,13 +7,17 @@ not the agent, not the next request, and no process may stay behind with nobody 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import socket
+import stat
+import struct
+import sys
 import time
 
 from tests.isolation.ends import EXITED, TIME_IS_UP
 from tests.isolation.helpers import descriptors
-from tests.isolation.table import SPARED, case
+from tests.isolation.table import REFUSED, SPARED, case
 
 MEDDLED = "ERROR The request's code meddled with its own executor"
 ENDED = "|".join([MEDDLED, EXITED.format(1), "ERROR .*(signal 9|ended)"])
@@ -143,6 +147,40 @@ def forge_log_lines_without_end(g: dict) -> object:
     return "passed"
 
 
+@case(SPARED, MEDDLED, f"{MEDDLED}|{REFUSED}")
+def hand_the_agent_descriptors(g: dict) -> object:
+    null = os.open("/dev/null", os.O_RDONLY)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", null))]
+    for fd in descriptors():
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            socket.socket(fileno=os.dup(fd)).sendmsg([b'{"type":"log","line":"x"}'], rights)
+    time.sleep(3600)
+
+
+# -- the file of the result --------------------------------------------------------------------------------------------
+
+
+@case(SPARED, MEDDLED, MEDDLED, bare=True)
+def keep_the_result_writable(g: dict) -> object:
+    kept = sys.modules["kept"] = []  # what the block holds itself is let go before the result is written
+    for fd in descriptors():
+        try:
+            kept.append(mmap.mmap(fd, 4096))
+        except (OSError, ValueError):
+            continue
+    return len(kept)
+
+
+@case(SPARED, f"{MEDDLED}|ERROR .*PermissionError", f"{MEDDLED}|ERROR .*PermissionError", bare=True)
+def empty_the_result(g: dict) -> object:
+    for fd in descriptors():
+        try:
+            os.ftruncate(fd, 0)
+        except OSError:
+            continue
+    return "emptied"
+
+
 # -- a channel that is shut --------------------------------------------------------------------------------------------
 
 
@@ -154,6 +192,12 @@ def shut_the_channel(g: dict) -> object:
         except OSError:
             continue
     time.sleep(3600)
+
+
+@case(SPARED, EXITED.format(3), EXITED.format(3), bare=True)
+def say_nothing_at_all(g: dict) -> object:
+    tell(b"")  # an empty message reads as the end of a channel
+    os._exit(3)
 
 
 # -- errors that misbehave ---------------------------------------------------------------------------------------------
@@ -173,7 +217,7 @@ def raise_100_mb(g: dict) -> object:
     raise ValueError("x" * (100 * 2**20))
 
 
-@case(SPARED, TIME_IS_UP, TIME_IS_UP, bare=True)
+@case(SPARED, SPARED, TIME_IS_UP, bare=True)  # seconds each: once is enough
 def raise_what_takes_for_ever_to_print(g: dict) -> object:
     class Slow(ValueError):
         def __str__(self) -> str:
@@ -224,7 +268,7 @@ def save_what_cannot_be_packed(g: dict) -> object:
     return Spiteful()
 
 
-@case(SPARED, TIME_IS_UP, TIME_IS_UP, bare=True)
+@case(SPARED, SPARED, TIME_IS_UP, bare=True)  # seconds each: once is enough
 def save_what_takes_for_ever_to_pack(g: dict) -> object:
     class Slow:
         def __reduce__(self) -> object:

@@ -10,7 +10,8 @@ Outcomes, as patterns that must match from the beginning:
 - `REFUSED`: the kernel said no.
 - `ERROR ...`: the request ended in ERROR with that sentence.
 - anything else is what the attack itself returned, or the exception that it met.
-- `SPARED`: not tried, since at this level nothing limits it and it would hurt the machine that runs the tests.
+- `SPARED`: not tried. At `none` nothing limits it, so it would hurt the machine that runs the tests, or it damages only
+  the model host, which that level says; elsewhere another row tells the same.
 """
 
 from __future__ import annotations
