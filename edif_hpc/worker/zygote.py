@@ -26,7 +26,7 @@ from edif_hpc.worker.messages import host_spec
 from edif_hpc.worker.process import become_subreaper, guard_process, own_tasks, private_bytes
 
 SPARE_TASKS = 256
-"""How many processes and threads more than this user had lately there may be while an executor runs, over all executors.
+"""How many processes and threads more than this user had lately there may be while an executor runs, in all executors.
 What else the user starts on the machine counts too, so it must not be few; and what one block takes the others cannot
 have, so it must not be many. With one thread per request an honest one needs none of them."""
 COUNT_SECONDS = 5.0
