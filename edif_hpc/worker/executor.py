@@ -68,9 +68,7 @@ def _serve(preparation: Preparation, fd: int, processes: int) -> int:
     spec = run_spec(message)
     limit(spec, preparation.spec, mapped)
     channel.send({"type": "started"})
-    finished = preparation.runner.run(
-        spec, payload, result, lambda line: channel.send({"type": "log", "line": line})
-    )
+    finished = preparation.runner.run(spec, payload, result, lambda line: channel.send({"type": "log", "line": line}))
     channel.send(finished_message(finished))
     return 0
 

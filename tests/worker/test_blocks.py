@@ -251,9 +251,7 @@ def test_several_at_once(service: Service, model: Any) -> None:
         blobs.append(caught)
 
     async def all_of_them() -> list[Any]:
-        runs = [
-            service.host.run(service.request(each), each.blob, lambda line: None, lambda: None) for each in blobs
-        ]
+        runs = [service.host.run(service.request(each), each.blob, lambda line: None, lambda: None) for each in blobs]
         return await asyncio.gather(*runs)
 
     outcomes = service.loop.run_until_complete(all_of_them())

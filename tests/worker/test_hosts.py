@@ -96,9 +96,7 @@ def test_a_host_that_dies_tells_and_loses_its_runs(
     async def kill() -> None:
         said = asyncio.Event()
         request = service.request(caught)
-        task = asyncio.ensure_future(
-            service.host.run(request, caught.blob, lambda line: said.set(), lambda: None)
-        )
+        task = asyncio.ensure_future(service.host.run(request, caught.blob, lambda line: said.set(), lambda: None))
         await said.wait()
         os.kill(service.host.pids()[victim], signal.SIGKILL)
         assert (await asyncio.wait_for(task, 10)).verdict is Verdict.LOST
