@@ -32,8 +32,6 @@ logger = log.get("worker")
 PREFETCH_BELOW_SECONDS = 0.5
 """A request is claimed ahead of a free slot only when runs are this short: behind a long one it would be stuck, while
 another worker may be free."""
-SWITCH_PATIENCE_SECONDS = 10.0
-"""How long a model that is not resident waits for an idle one to leave before one in use is retired for it."""
 LOAD_ATTEMPTS = 2
 """When a model host dies while it loads; one that says what is wrong with a model would say it again."""
 DRAIN_SECONDS = 20.0
@@ -238,7 +236,7 @@ class Agent:
                         self.residents.forget(resident)
                 await self.residents.evict_retired()
                 for key in sorted(self._wanted, key=lambda key: self._wanted[key]):
-                    await self._bring_up(key, time.monotonic() - self._wanted[key])
+                    await self._bring_up(key)
             except AWAY as error:
                 logger.warning("redis is away", error=str(error))
             await self._until_stirred()
@@ -249,14 +247,15 @@ class Agent:
             patience = ROOM_POLL_SECONDS if self._wanted else self.settings.worker.heartbeat_seconds
             await asyncio.wait_for(self._stir.wait(), patience)
 
-    async def _bring_up(self, text: str, waited: float) -> None:
+    async def _bring_up(self, text: str) -> None:
         key = ModelKey.parse(text)
         try:
-            device = self.residents.room_for(key, patient=waited < SWITCH_PATIENCE_SECONDS)
+            waited_for = await self.queue.waiting()
+            device = self.residents.room_for(key, waited_for)
             if device is None:
                 await self._tell_waiting(text, self.residents.why_no_room(key))
                 if await self.residents.evict_retired():
-                    device = self.residents.room_for(key, patient=True)
+                    device = self.residents.room_for(key, waited_for)
             if device is None:
                 return
             await self._tell_waiting(text, f"Loading {key.repo_id}.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,10 @@ from edif_hpc.hardware.memory import check_fits, required_bytes
 from .contract import HostSpec
 from .host_client import ModelHost
 
+LEAST_TURN_SECONDS = 10.0
+TURN_PER_LOAD = 2.0
+"""A model in use keeps its place so many times as long as its load took: else models would only be loaded."""
+
 logger = log.get("worker")
 
 
@@ -39,6 +43,14 @@ class Resident:
     running: int = 0
     retiring: bool = False
     last_used: float = field(default_factory=time.monotonic)
+    ready_since: float = 0.0
+    load_seconds: float = 0.0
+
+    @property
+    def had_its_turn(self) -> bool:
+        """Whether it served long enough for its load to have been worth it, so that others may have its place."""
+        least = max(LEAST_TURN_SECONDS, TURN_PER_LOAD * self.load_seconds)
+        return time.monotonic() - self.ready_since >= least
 
     def record(self) -> ModelRecord:
         return ModelRecord(
@@ -99,28 +111,44 @@ class Residents:
         check_fits(checkpoint, max(self.devices.values()), dtype, self.accelerator)
         return required_bytes(checkpoint, dtype, self.accelerator)
 
-    def room_for(self, key: ModelKey, patient: bool) -> str | None:
-        """A device with room, else None after asking the least recently used models to make some.
+    def room_for(self, key: ModelKey, waited_for: Collection[str]) -> str | None:
+        """A device with room, else None after asking others to make some: the least recently used idle ones first.
 
-        With `patient` only models that nobody uses are asked; otherwise those in use are retired first.
+        One in use (something runs, or waits for it as `waited_for` tells) is asked only when it had its turn.
         """
         needed = self.size(key)
         for device, budget in self.devices.items():
             if self.used(device) + needed <= budget:
                 return device
-        for device, budget in self.devices.items():
-            if self.used(device) - self._leaving(device) + needed <= budget:
-                return None  # as soon as those that leave are gone
-        candidates = [r for r in self.ready() if needed <= self.devices[r.device] and not (patient and r.running)]
-        for victim in sorted(candidates, key=lambda resident: resident.last_used):
-            victim.retiring = True
-            logger.info("model makes room", model=victim.key.repo_id, wanted=key.repo_id)
-            if self.used(victim.device) - self._leaving(victim.device) + needed <= self.devices[victim.device]:
-                break
+        if any(self._free_soon(device) >= needed for device in self.devices):
+            return None  # as soon as those that leave are gone
+        in_use = {str(r.key) for r in self.ready() if r.running or str(r.key) in waited_for}
+        idle = sorted((r for r in self.ready() if str(r.key) not in in_use), key=lambda r: r.last_used)
+        had_turn = [r for r in self.ready() if str(r.key) in in_use and r.had_its_turn]
+        in_turn = sorted(had_turn, key=lambda r: r.ready_since)
+        for victims in (idle, idle + in_turn):
+            for device in self.devices:
+                if self._retire([r for r in victims if r.device == device], needed - self._free_soon(device), key):
+                    return None
         return None
 
-    def _leaving(self, device: str) -> int:
-        return sum(r.memory_bytes for r in self.models.values() if r.device == device and r.retiring)
+    def _retire(self, candidates: list[Resident], missing: int, wanted: ModelKey) -> bool:
+        """Ask as many of these as it takes to free the missing bytes; nobody, if all together would not do."""
+        leaving: list[Resident] = []
+        for resident in candidates:
+            if sum(r.memory_bytes for r in leaving) < missing:
+                leaving.append(resident)
+        if sum(r.memory_bytes for r in leaving) < missing:
+            return False
+        for resident in leaving:
+            resident.retiring = True
+            logger.info("model makes room", model=resident.key.repo_id, wanted=wanted.repo_id)
+        return True
+
+    def _free_soon(self, device: str) -> int:
+        """What is free, or will be when those that leave are gone."""
+        staying = sum(r.memory_bytes for r in self.models.values() if r.device == device and not r.retiring)
+        return self.devices[device] - staying
 
     def why_no_room(self, key: ModelKey) -> str:
         """What those who wait for a model that has no room yet are told."""
@@ -146,6 +174,7 @@ class Residents:
             HostError: it could not be loaded; the reason is remembered in `failures`.
         """
         async with self._loading:
+            began = time.monotonic()
             resident = Resident(key, device, self.size(key))
             self.models[str(key)] = resident
             try:
@@ -159,7 +188,8 @@ class Residents:
                 raise
             resident.memory_bytes = max(resident.memory_bytes, resident.host.memory_bytes)
             resident.state = "ready"
-            resident.last_used = time.monotonic()
+            resident.last_used = resident.ready_since = time.monotonic()
+            resident.load_seconds = resident.ready_since - began
             self.failures.pop(str(key), None)
             return resident
 
