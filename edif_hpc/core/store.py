@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -89,11 +90,12 @@ class Store:
         )
 
     def _call(self, what: str, function: Callable[[], T]) -> T:
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return function()
-        except (BotoCoreError, ClientError) as error:
+        except (Boto3Error, BotoCoreError, ClientError) as error:
             raise Unavailable(f"The object store at {self.endpoint.endpoint} did not {what}: {error}") from error
 
     def ensure_bucket(self) -> None:
@@ -113,13 +115,22 @@ class Store:
         self._call(f"take {key}", lambda: self.client.put_object(Bucket=self.endpoint.bucket, Key=key, Body=body))
 
     def upload(self, key: str, file: IO[bytes]) -> None:
-        """Upload an open file in parallel parts."""
+        """Upload the whole of an open file in parallel parts.
+
+        By name where it has a descriptor: of a file object boto3 keeps ten parts in memory at a time.
+        """
         from boto3.s3.transfer import TransferConfig
 
         config = TransferConfig(
             multipart_threshold=2 * PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARALLEL_PARTS
         )
-        self._call(f"take {key}", lambda: self.client.upload_fileobj(file, self.endpoint.bucket, key, Config=config))
+        bucket = self.endpoint.bucket
+        try:
+            name = f"/proc/self/fd/{file.fileno()}"
+        except io.UnsupportedOperation:
+            self._call(f"take {key}", lambda: self.client.upload_fileobj(file, bucket, key, Config=config))
+        else:
+            self._call(f"take {key}", lambda: self.client.upload_file(name, bucket, key, Config=config))
 
     def get(self, key: str) -> bytes:
         return self._call(

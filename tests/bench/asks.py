@@ -1,7 +1,7 @@
 """What the benchmark asks for: three blocks on two models, ready for both clients.
 
-Every subject is asked the same. The stock client traces the block anew each time, as users do; the lean one sends what
-was serialised once.
+Every subject is asked the same, and for no views, whose whole storage the floor would send. The stock client traces the
+block anew each time, as users do; the lean one sends what was serialised once.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def tiny() -> Ask:
         hidden = logits = None
         with model.trace(PROMPT, **how):
             hidden = model.transformer.h[1].output.save()
-            logits = model.output.logits[:, -1].save()
+            logits = model.output.logits[:, -1].clone().save()
         return hidden, logits
 
     def large(how: How) -> Any:
         logits = result = None
         with model.trace(PROMPT, **how):
-            logits = model.output.logits[:, -1].save()
+            logits = model.output.logits[:, -1].clone().save()
             result = torch.rand(LARGE_FLOATS).save()
         return result, logits
 
@@ -98,7 +98,7 @@ def smollm2() -> Ask:
         hidden = logits = None
         with model.trace(PROMPT, **how):
             hidden = model.model.layers[1].output.save()
-            logits = model.output.logits[:, -1].save()
+            logits = model.output.logits[:, -1].clone().save()
         return hidden, logits
 
     return Ask(SMOLLM2, model.to_model_key(), trace, _prepared(model, trace))
@@ -110,7 +110,7 @@ def local_large(seconds: Callable[[Callable[[], Any]], float]) -> float:
 
     def block() -> Any:
         with model.trace(PROMPT):
-            logits = model.output.logits[:, -1].save()
+            logits = model.output.logits[:, -1].clone().save()
             result = torch.rand(LARGE_FLOATS).save()
         return result, logits
 
