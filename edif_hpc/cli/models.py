@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from edif_hpc.core.home import Home
     from edif_hpc.core.registry import ModelRecord, WorkerRecord
     from edif_hpc.core.settings import Settings
-    from edif_hpc.fleet.library import Progress as Step
-    from edif_hpc.fleet.library import Report
+    from edif_hpc.fleet.shelf import Progress as Step
+    from edif_hpc.fleet.shelf import Report
 
 LIST_HELP = """List the models in the shared cache, with their size and the workers that hold them.
 

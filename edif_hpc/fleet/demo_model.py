@@ -22,7 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edif_hpc.core.errors import ComponentError, EdifError, ModelError, Unavailable
-from edif_hpc.fleet.library import CHUNK, Progress, Report, adopt, disk_sentence, silent
+from edif_hpc.fleet.library import CHUNK, adopt
+from edif_hpc.fleet.shelf import Progress, Report, disk_sentence, silent
 from edif_hpc.hardware.checkpoint import Checkpoint, describe
 from edif_hpc.hardware.safetensors import digest_tensors
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from edif_hpc.core.errors import ComponentError, ModelError, Unavailable
-from edif_hpc.fleet.library import LEFT_OUT, Progress, Report, point, publish, staging
+from edif_hpc.fleet.shelf import LEFT_OUT, Progress, Report, point, publish, staging
 from edif_hpc.hardware.checkpoint import COMMIT, Checkpoint, describe, entry_name
 
 POLL_SECONDS = 0.5

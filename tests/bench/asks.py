@@ -19,7 +19,7 @@ from nnsight.tracing.backend import Backend
 
 from edif_hpc.core.errors import EdifError
 from edif_hpc.fleet import demo_model
-from edif_hpc.fleet.library import Progress
+from edif_hpc.fleet.shelf import Progress
 from tests.support import models
 
 from . import lean

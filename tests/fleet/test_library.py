@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from edif_hpc.core.errors import ModelError
-from edif_hpc.fleet.library import Progress, adopt, pull, remove
+from edif_hpc.fleet.library import adopt, pull, remove
+from edif_hpc.fleet.shelf import Progress
 from edif_hpc.hardware.checkpoint import describe, list_models
 from tests.support.cache_files import CONFIG, TENSORS, model_folder, tensors_bytes
 from tests.support.hub import FakeHub, fake_hub

@@ -9,7 +9,7 @@ import pytest
 
 from edif_hpc.core.errors import EdifError, ModelError, Unavailable
 from edif_hpc.fleet import demo_model
-from edif_hpc.fleet.library import Progress
+from edif_hpc.fleet.shelf import Progress
 from edif_hpc.hardware.safetensors import digest_tensors
 from tests.support import models
 
