@@ -206,7 +206,9 @@ def pulled(
 ) -> dict[str, object]:
     given = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache.parent / "hf"), "HF_HUB_DISABLE_XET": "1", **environment}
     command = [sys.executable, "-c", PULL, source, str(cache), revision]
-    done = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True, check=False)
+    # Not this process's own Hugging Face settings: other tests in it may have gone offline.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(command, env={**inherited, **given}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
