@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.13 /usr/bin/python3.12 /usr/bi
 TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
 BIN := .venv/bin
-# Test processes side by side. Each file's tests stay together: they share servers.
+# Test processes side by side. Tests that share servers stay together: those of a file, or of a group that they name.
 WORKERS ?= 2
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
@@ -29,7 +29,7 @@ demo: install  ## bring the stack up, run examples/first_trace.py on a real mode
 	bash examples/demo.sh
 
 test: lint  ## lint, types, rooms, and every test that needs no cluster
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not long" $(PYTEST_FLAGS)
 
 test-fast: install  ## what needs no server and no model
 	$(BIN)/python -m pytest -n $(WORKERS) -m fast $(PYTEST_FLAGS)
