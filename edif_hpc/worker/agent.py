@@ -266,6 +266,7 @@ class Agent:
                 resident.host.died.add_done_callback(lambda _: self._stir.set())
             logger.info("model ready", model=key.repo_id, seconds=round(time.monotonic() - began, 2))
             self._failed_loads.pop(text, None)
+            await self._announce()
         except ModelError as error:
             await self._refuse_waiting(text, str(error))
         except EdifError as error:
@@ -298,14 +299,18 @@ class Agent:
                     self.stop()
             await asyncio.sleep(self.settings.worker.heartbeat_seconds)
 
-    async def _beat(self) -> None:
-        self._free_the_stuck()
-        attempts = list(self.attempts.values())
+    async def _announce(self) -> None:
+        """Say what is here: with every heartbeat, and at once when a model has come or gone."""
         self.record.version = __version__
-        self.record.running = len(attempts)
+        self.record.running = len(self.attempts)
         self.record.models = self.residents.records()
         self.record.memory_used = sum(model.memory_bytes for model in self.record.models)
         await self.registry.announce(self.record, self.lease_seconds)
+
+    async def _beat(self) -> None:
+        self._free_the_stuck()
+        attempts = list(self.attempts.values())
+        await self._announce()
         verdicts = await self.queue.renew([attempt.claim for attempt in attempts], self.lease_seconds)
         for attempt, verdict in zip(attempts, verdicts, strict=True):
             if verdict is Verdict.LOST and attempt.claim.request_id in self.attempts:

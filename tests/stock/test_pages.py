@@ -16,6 +16,7 @@ import pytest
 
 from tests.support import models
 from tests.support.models import REPO
+from tests.support.servers import eventually
 from tests.support.stack import Stack
 
 from .support import key_of, works
@@ -60,8 +61,14 @@ def hub() -> Iterator[str]:
         thread.join()
 
 
+def serves(model: Any) -> None:
+    """A request has run, and the pages, which are some seconds behind, say so."""
+    works(model)
+    eventually(lambda: nnsight.status().status.value == "UP", what="the status being UP")
+
+
 def test_status(stack: Stack, gpt2: Any) -> None:
-    works(gpt2)
+    serves(gpt2)
     status = nnsight.status()
     assert status.status.value == "UP"
     found = status[models.repo_id("gpt2")]
@@ -75,7 +82,7 @@ def test_status(stack: Stack, gpt2: Any) -> None:
 
 def test_is_model_running(stack: Stack, gpt2: Any, hub: str) -> None:
     """It asks the Hub for the model's canonical name, so this client must not be offline."""
-    works(gpt2)
+    serves(gpt2)
     environment = {"NDIF_HOST": stack.url, "NDIF_API_KEY": stack.key, "HF_ENDPOINT": hub}
     done = subprocess.run(
         [sys.executable, "-c", ASK, models.repo_id("gpt2")],
