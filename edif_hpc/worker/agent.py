@@ -59,6 +59,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._stir = asyncio.Event()
         self._wanted: dict[str, float] = {}
+        self._told_to_load: set[str] = set()
         self._failed_loads: dict[str, int] = {}
         self._last_busy = time.monotonic()
         self._last_contact = time.monotonic()
@@ -172,7 +173,6 @@ class Agent:
             self.record.worker_id, targets, self.lease_seconds, self.remaining_seconds()
         )  # fmt: skip
         if claim is None:
-            await self._look_for_wanted()
             return None
         resident = free[claim.target]
         ahead = resident.running >= self.settings.worker.concurrency
@@ -206,7 +206,8 @@ class Agent:
         """Remember which models are waited for that are not here."""
         now = time.monotonic()
         waiting = await self.queue.waiting()
-        wanted = {key: self._wanted.get(key, now) for key in waiting if key not in self.residents.models}
+        absent = (key for key in (*waiting, *self._told_to_load) if key not in self.residents.models)
+        wanted = {key: self._wanted.get(key, now) for key in absent}
         if wanted != self._wanted:
             self._wanted = wanted
             self._stir.set()
@@ -230,16 +231,21 @@ class Agent:
         while True:
             self._stir.clear()
             try:
-                for resident in list(self.residents.models.values()):
-                    if resident.state == "ready" and resident.host and resident.host.died.done():
-                        logger.error("model host died", model=resident.key.repo_id)
-                        self.residents.forget(resident)
-                await self.residents.evict_retired()
+                dead = self._forget_the_dead()
+                if await self.residents.evict_retired() or dead:
+                    await self._look_for_wanted()  # somebody may wait for what has just gone
                 for key in sorted(self._wanted, key=lambda key: self._wanted[key]):
                     await self._bring_up(key)
             except AWAY as error:
                 logger.warning("redis is away", error=str(error))
             await self._until_stirred()
+
+    def _forget_the_dead(self) -> list[Resident]:
+        dead = [resident for resident in self.residents.ready() if resident.host and resident.host.died.done()]
+        for resident in dead:
+            logger.error("model host died", model=resident.key.repo_id)
+            self.residents.forget(resident)
+        return dead
 
     async def _until_stirred(self) -> None:
         """Wait until something about models changed; while one waits for room, look again every second."""
@@ -275,6 +281,7 @@ class Agent:
             if not isinstance(error, HostDied) or self._failed_loads[text] >= LOAD_ATTEMPTS:
                 await self._refuse_waiting(text, f"{key.repo_id} could not be loaded: {error}")
         self._wanted.pop(text, None)
+        self._told_to_load.discard(text)
         self._wake.set()
 
     async def _tell_waiting(self, target: str, sentence: str) -> None:
@@ -319,6 +326,7 @@ class Agent:
                 attempt.cancel("Cancelled.")
         for command in await self.registry.commands(self.record.worker_id):
             self._obey(command)
+        await self._look_for_wanted()
 
     def _obey(self, command: str) -> None:
         verb, _, argument = command.partition(" ")
@@ -327,6 +335,7 @@ class Agent:
         elif verb in ("drain", "stop"):
             self.stop()
         elif verb == "load":
+            self._told_to_load.add(argument)
             self._wanted.setdefault(argument, time.monotonic())
             self._stir.set()
         elif verb == "unload" and argument in self.residents.models:
@@ -341,6 +350,8 @@ class Agent:
                     if channel == keys.BELL_WORKERS and message == self.record.worker_id:
                         for command in await self.registry.commands(self.record.worker_id):
                             self._obey(command)
+                    elif channel == keys.BELL_QUEUE and message not in self.residents.models:
+                        await self._look_for_wanted()
                     self._wake.set()
             except AWAY as error:
                 logger.warning("the doorbell is away", error=str(error))

@@ -14,7 +14,7 @@ from typing import Any
 
 from edif_hpc.core import log
 from edif_hpc.core.errors import EdifError, HostError, LeaseLost
-from edif_hpc.core.queue import Claim, Queue, Release
+from edif_hpc.core.queue import Claim, Queue, Release, Step
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread, result_key
 from edif_hpc.core.wire import Status
@@ -22,6 +22,10 @@ from edif_hpc.core.wire import Status
 from .contract import Limits, Outcome, ResultFile, RunSpec, Verdict
 from .residents import Resident
 from .steady import until_done
+
+GATHER_SECONDS = 0.02
+"""How long events wait for others before they are written: less than anybody sees, longer than a short run."""
+BATCH = 500
 
 logger = log.get("worker")
 
@@ -47,8 +51,8 @@ class Attempt:
         self._why_back = ""
         self.lease_lost = False
         self._sequence = 0
-        self._outbox: asyncio.Queue[tuple[Status, str] | None] = asyncio.Queue()
-        self._writer: asyncio.Task[None]
+        self._unwritten: list[Step] = []
+        self._news = asyncio.Event()
 
     # -- from outside ------------------------------------------------------------------------------------------------
 
@@ -75,7 +79,7 @@ class Attempt:
 
     async def run(self) -> Outcome | None:
         """Serve the claim to its end. Returns the outcome, or None when it went to somebody else."""
-        self._writer = asyncio.create_task(self._send_events())
+        writer = asyncio.create_task(self._write_steps())
         outcome: Outcome | None = None
         try:
             outcome = await self._execute()
@@ -87,7 +91,8 @@ class Attempt:
             outcome = Outcome(Verdict.FAILED, str(error))
             await self._finish_error(str(error), {})
         finally:
-            self._writer.cancel()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)  # what it could not write, the end has written or lost
             if outcome and outcome.result:
                 outcome.result.close()
         return outcome
@@ -125,26 +130,31 @@ class Attempt:
 
     def _on_start(self) -> None:
         self.started = True
-        self._outbox.put_nowait((Status.RUNNING, "Your request is running."))
+        self._tell(Status.RUNNING, "Your request is running.")
 
     def _on_log(self, line: str) -> None:
-        self._outbox.put_nowait((Status.LOG, line))
+        self._tell(Status.LOG, line)
 
-    async def _send_events(self) -> None:
-        """Write events one after the other, beside the run."""
-        while (event := await self._outbox.get()) is not None:
-            self._sequence += 1
-            status, description = event
-            sequence = self._sequence
-            await self._steadily(
-                "write an event", lambda s=status, d=description, n=sequence: self.queue.event(self.claim, n, s, d)
-            )
+    def _tell(self, status: Status, description: str) -> None:
+        self._sequence += 1
+        self._unwritten.append(Step(self._sequence, status, description))
+        self._news.set()
 
-    async def _flush(self) -> None:
-        """Wait until every event so far is written, so that the terminal one comes last."""
-        if not self._writer.done():
-            self._outbox.put_nowait(None)
-        await self._writer
+    async def _write_steps(self) -> None:
+        """Write events beside the run, those of a moment together; a short run's come with its terminal status.
+
+        It may be ended at any point: what was not acknowledged stays in `_unwritten`, and repeating it does no harm.
+        """
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(GATHER_SECONDS)
+            await self._write_batch()
+
+    async def _write_batch(self) -> None:
+        self._news.clear()
+        while batch := self._unwritten[:BATCH]:
+            await self._steadily("write an event", lambda batch=batch: self.queue.event(self.claim, *batch))
+            self._unwritten = [step for step in self._unwritten if step.sequence > batch[-1].sequence]
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -170,12 +180,11 @@ class Attempt:
         seconds = float(meta.get("runtime", 0.0))
         if result.size <= self.settings.limits.inline_bytes:
             body = os.pread(result.fd, result.size, 0)
-            await self._flush()
             await self._steadily(
                 "write a result",
                 lambda: self.queue.finish(
                     self.claim, Status.COMPLETED, data={"inline": result.size}, meta=meta, run_seconds=seconds,
-                    result=body,
+                    result=body, steps=self._unwritten,
                 ),
             )  # fmt: skip
             return
@@ -186,12 +195,11 @@ class Attempt:
             self.settings.worker.offline_seconds,
             lambda: self._on_log("The object store is away; your result is kept and will be stored when it is back."),
         )
-        await self._flush()
         await self._steadily(
             "write a result",
             lambda: self.queue.finish(
                 self.claim, Status.COMPLETED, data={"object": key, "bytes": result.size}, meta=meta,
-                run_seconds=seconds, object_key=key,
+                run_seconds=seconds, object_key=key, steps=self._unwritten,
             ),
         )  # fmt: skip
 
@@ -201,16 +209,16 @@ class Attempt:
             self.store.upload(key, file)
 
     async def _finish_error(self, description: str, meta: dict[str, Any]) -> None:
-        await self._flush()
         await self._steadily(
             "write an error",
             lambda: self.queue.finish(
-                self.claim, Status.ERROR, description, meta=meta, run_seconds=float(meta.get("runtime", -1.0))
+                self.claim, Status.ERROR, description, meta=meta, run_seconds=float(meta.get("runtime", -1.0)),
+                steps=self._unwritten,
             ),
-        )
+        )  # fmt: skip
 
     async def _release(self, reason: Release, description: str) -> None:
-        await self._flush()
+        await self._write_batch()
         await self._steadily("release a request", lambda: self.queue.release(self.claim, reason, description))
 
     async def _steadily(self, what: str, action: Any) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 MESSAGE_BYTES = 128 * 1024
 """The largest message; below what the kernel's default socket buffer takes in one piece (208 KiB)."""
 MAX_FDS = 4
+_buffer = bytearray(MESSAGE_BYTES)
+"""What every channel of this process receives into: one thread reads them all, and a message is decoded at once."""
 BURST = 32
 """Messages handled per turn of the event loop, so that a chatty executor does not starve the others."""
 Message = dict[str, Any]
@@ -34,7 +36,6 @@ class Channel:
     def __init__(self, sock: socket.socket, accept_fds: int = MAX_FDS) -> None:
         self._socket = sock
         self._accept_fds = accept_fds
-        self._buffer = bytearray(MESSAGE_BYTES)
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
@@ -73,16 +74,16 @@ class Channel:
         """The next message and its descriptors, which the caller owns; None when the other side is gone."""
         space = socket.CMSG_SPACE(self._accept_fds * array.array("i").itemsize) if self._accept_fds else 0
         try:
-            size, ancillary, flags, _ = self._socket.recvmsg_into([self._buffer], space, socket.MSG_CMSG_CLOEXEC)
+            size, ancillary, flags, _ = self._socket.recvmsg_into([_buffer], space, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:  # it left without reading everything; what it had sent still lies here
-            size, ancillary, flags, _ = self._socket.recvmsg_into([self._buffer], space, socket.MSG_CMSG_CLOEXEC)
+            size, ancillary, flags, _ = self._socket.recvmsg_into([_buffer], space, socket.MSG_CMSG_CLOEXEC)
         fds = _descriptors(ancillary)
         if size == 0 and not fds:
             return None
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise ChannelError("a message was too large or carried descriptors that are not accepted")
-            return decode(self._buffer[:size]), fds
+            return decode(_buffer[:size]), fds
         except ChannelError:
             close_all(fds)
             raise

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edif_hpc.core.errors import EdifError, HostError
 from edif_hpc.core.isolation import Isolation
-from edif_hpc.worker import sandbox
+from edif_hpc.worker import huge_pages, sandbox
 from edif_hpc.worker.channel import Channel, close_all
 from edif_hpc.worker.contract import HostSpec
 from edif_hpc.worker.executor import Preparation, serve
@@ -65,6 +65,7 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
     model = models.load(spec, weights=False)
     runner = Runner(model, spec.device, spec.adapters, spec.threads)
     runner.prepare()
+    huge_pages.collapse()
     _, shared = _expect(host, "weights")
     handles = -1
     if spec.device == "cpu":

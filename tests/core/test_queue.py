@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from edif_hpc.core.endpoints import RedisEndpoint
 from edif_hpc.core.errors import LeaseLost, QuotaExceeded
-from edif_hpc.core.queue import Claim, Events, Queue, Release, Submission, Verdict, keys
+from edif_hpc.core.queue import Claim, Events, Queue, Release, Step, Submission, Verdict, keys
 from edif_hpc.core.settings import LimitSettings
 from edif_hpc.core.wire import Status
 from tests.support.servers import redis_server
@@ -66,8 +66,8 @@ def test_the_way_of_a_request(endpoint: RedisEndpoint) -> None:
         assert (got.request_id, got.payload, got.record, got.attempt, got.user) == (
             "r1", b"payload", {"n": "r1"}, 1, "ann",
         )  # fmt: skip
-        await queue.event(got, 1, Status.RUNNING)
-        await queue.event(got, 2, Status.LOG, "hello")
+        await queue.event(got, Step(1, Status.RUNNING))
+        await queue.event(got, Step(2, Status.LOG, "hello"))
         await queue.finish(
             got, Status.COMPLETED, result=b"answer", data={"inline": 6}, meta={"runtime": 1}, run_seconds=1
         )
@@ -162,7 +162,7 @@ def test_an_attempt_that_lost_its_lease_can_write_nothing(endpoint: RedisEndpoin
         assert second.attempt == 2
         assert await queue.renew([first, second], LEASE) == [Verdict.LOST, Verdict.OK]
         for write in (
-            queue.event(first, 9, Status.LOG, "late"),
+            queue.event(first, Step(9, Status.LOG, "late")),
             queue.finish(first, Status.COMPLETED, result=b"stale"),
         ):
             with pytest.raises(LeaseLost):
@@ -257,11 +257,24 @@ def test_log_lines_have_a_limit_and_a_repeated_event_is_written_once(endpoint: R
         await submit(queue, "r1")
         got = await claimed(queue)
         for n in range(1, 7):
-            await queue.event(got, n, Status.LOG, f"line {n}")
-            await queue.event(got, n, Status.LOG, f"line {n}")
+            await queue.event(got, Step(n, Status.LOG, f"line {n}"))
+            await queue.event(got, Step(n, Status.LOG, f"line {n}"))
         assert (await statuses(redis, "r1")).count(Status.LOG) == 4
 
     scenario(endpoint, story, log_lines=3)
+
+
+def test_the_terminal_status_brings_what_is_not_written_yet_and_repeats_nothing(endpoint: RedisEndpoint) -> None:
+    async def story(queue: Queue, redis: Redis) -> None:
+        await submit(queue, "r1")
+        got = await claimed(queue)
+        steps = [Step(1, Status.RUNNING), Step(2, Status.LOG, "one"), Step(3, Status.LOG, "two")]
+        await queue.event(got, *steps[:2])
+        for _ in range(2):
+            await queue.finish(got, Status.COMPLETED, result=b"x", steps=steps)
+        assert (await statuses(redis, "r1"))[2:] == [Status.RUNNING, Status.LOG, Status.LOG, Status.COMPLETED]
+
+    scenario(endpoint, story)
 
 
 def test_a_refused_request_is_recorded_as_ended(endpoint: RedisEndpoint) -> None:

@@ -24,7 +24,7 @@ from edif_hpc.core.apikeys import ApiKeys
 from edif_hpc.core.endpoints import RedisEndpoint, StoreEndpoint
 from edif_hpc.core.errors import LeaseLost
 from edif_hpc.core.home import Home
-from edif_hpc.core.queue import Claim, Queue
+from edif_hpc.core.queue import Claim, Queue, Step
 from edif_hpc.core.settings import LimitSettings
 from edif_hpc.core.store import Store, result_key
 from edif_hpc.core.wire import ModelKey, Status
@@ -237,9 +237,9 @@ class Worker(threading.Thread):
     async def _serve(self, queue: Queue, claim: Claim) -> None:
         payload = claim.payload or await asyncio.to_thread(self.store.get, claim.object_key)
         verb, _, argument = payload.split(b"\n")[0].decode().partition(" ")
-        await self._insist(lambda: queue.event(claim, 1, Status.RUNNING, "Running."))
+        await self._insist(lambda: queue.event(claim, Step(1, Status.RUNNING, "Running.")))
         for number in range(int(argument) if verb == "logs" else 0):
-            await queue.event(claim, number + 2, Status.LOG, f"line {number}")
+            await queue.event(claim, Step(number + 2, Status.LOG, f"line {number}"))
         while verb == "hold" and not self.release.is_set():
             await asyncio.sleep(0.01)
         with suppress(LeaseLost):

@@ -65,6 +65,15 @@ class Claim:
     user: str
 
 
+@dataclass(frozen=True)
+class Step:
+    """One event of an attempt; `sequence` counts from 1 within it, and a repeated one is written once."""
+
+    sequence: int
+    status: Status
+    description: str = ""
+
+
 class Verdict(StrEnum):
     OK = "ok"
     CANCEL = "cancel"
@@ -162,15 +171,13 @@ class Queue:
             user=user.decode(),
         )
 
-    async def event(self, claim: Claim, sequence: int, status: Status, description: str = "") -> None:
-        """One event of an attempt; `sequence` counts from 1 within it, and a repeated one is written once.
+    async def event(self, claim: Claim, *steps: Step) -> None:
+        """Events of an attempt, in order.
 
         Raises:
             LeaseLost: the attempt is no longer the current one.
         """
-        if not await self._run(
-            "event", claim.request_id, claim.token, sequence, status.value, description, self.limits.log_lines
-        ):
+        if not await self._run("event", claim.request_id, claim.token, self.limits.log_lines, *_flat(steps)):
             raise LeaseLost(f"Request {claim.request_id} was taken from this worker.")
 
     async def renew(self, claims: Sequence[Claim], lease_seconds: float) -> list[Verdict]:
@@ -191,8 +198,12 @@ class Queue:
         run_seconds: float = -1.0,
         result: bytes = b"",
         object_key: str = "",
+        steps: Sequence[Step] = (),
     ) -> None:
         """Write the terminal status, with the result or the object that holds it. Idempotent.
+
+        Args:
+            steps: events before it; those that are written already are passed over.
 
         Raises:
             LeaseLost: the attempt is no longer the current one; whatever it stored must go.
@@ -200,7 +211,7 @@ class Queue:
         if not await self._run(
             "finish", claim.request_id, claim.token, status.value, description,
             json.dumps(data) if data else "", json.dumps(meta) if meta else "",
-            self._retention_ms, run_seconds * 1000, object_key, result,
+            self._retention_ms, run_seconds * 1000, object_key, result, self.limits.log_lines, *_flat(steps),
         ):  # fmt: skip
             raise LeaseLost(f"Request {claim.request_id} was taken from this worker.")
 
@@ -262,3 +273,7 @@ class Queue:
     async def forget_objects(self, object_keys: Sequence[str]) -> None:
         if object_keys:
             await self.redis.zrem(keys.OBJECTS, *object_keys)
+
+
+def _flat(steps: Sequence[Step]) -> list[str | int]:
+    return [part for step in steps for part in (step.sequence, step.status.value, step.description)]

@@ -47,6 +47,8 @@ def libc() -> ctypes.CDLL:
     library.syscall.argtypes = [ctypes.c_long] * 7
     library.prctl.restype = ctypes.c_int
     library.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+    library.madvise.restype = ctypes.c_int
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return library
 
 

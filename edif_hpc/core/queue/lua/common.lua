@@ -10,7 +10,8 @@ end
 
 local function bump(counter, by) redis.call('HINCRBY', COUNTERS, counter, by or 1) end
 
--- Append an event and ring. `status` other than LOG becomes the latest status of the request.
+-- Append an event and ring. `status` other than LOG becomes the latest status of the request. `bell` false: somebody
+-- else rings soon.
 local function emit(id, now, status, description, data, meta, bell)
   redis.call('XADD', k_events(id), '*', 'status', status, 'description', description,
     'data', data or '', 'meta', meta or '', 'at', now)
@@ -18,7 +19,26 @@ local function emit(id, now, status, description, data, meta, bell)
     redis.call('HSET', k_request(id), 'status', status, 'description', description,
       'data', data or '', 'meta', meta or '', 'updated', now)
   end
-  redis.call('PUBLISH', BELL_REQUESTS, bell or id)
+  if bell ~= false then redis.call('PUBLISH', BELL_REQUESTS, bell or id) end
+end
+
+-- Append the events of an attempt that are not written yet, in order. `from`: where in ARGV their log limit stands,
+-- followed by sequence, status and description of each. `seq`: the last one written.
+local function report(id, now, seq, from, bell)
+  local limit, last = tonumber(ARGV[from]), seq
+  for i = from + 1, #ARGV, 3 do
+    local sequence, status, description = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
+    if sequence > last then
+      last = sequence
+      local lines = status == 'LOG' and redis.call('HINCRBY', k_request(id), 'log_lines', 1) or 0
+      if lines == limit + 1 then description = 'Further printed lines are dropped: the limit is ' .. limit .. '.' end
+      if lines <= limit + 1 then emit(id, now, status, description, '', '', false) end
+    end
+  end
+  if last > seq then
+    redis.call('HSET', k_request(id), 'seq', last)
+    if bell then redis.call('PUBLISH', BELL_REQUESTS, id) end
+  end
 end
 
 -- The queue's virtual time is where a newcomer starts: neither ahead of those who waited nor behind what they used.
