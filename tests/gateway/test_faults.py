@@ -178,7 +178,8 @@ def test_nothing_is_lost_between_many_sockets(faulty: Scene, worker: Worker) -> 
                     ended.append(frames(websocket, 60)[-1])
                     answered += 1
             except InvalidStatus as refused:  # cut off while the key was looked up: nothing was accepted yet
-                assert refused.response.status_code == 503
+                if refused.response.status_code != 503:
+                    raise
 
     def cutter() -> None:
         while not stop.wait(0.5):
