@@ -13,8 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from edif_hpc.core.errors import ComponentError, ModelError, Unavailable
-from edif_hpc.fleet.shelf import LEFT_OUT, Progress, Report, point, publish, staging
-from edif_hpc.hardware.checkpoint import COMMIT, Checkpoint, describe, entry_name
+from edif_hpc.fleet.shelf import LEFT_OUT, Progress, Report, describable, point, publish, staging
+from edif_hpc.hardware.checkpoint import COMMIT, Checkpoint, entry_name
 
 POLL_SECONDS = 0.5
 """How often the size of what has arrived is looked at."""
@@ -32,7 +32,7 @@ def fetch(repo_id: str, cache: Path, revision: str | None, report: Report) -> Ch
         commit, total = _look_up(repo_id, wanted)
     ref = None if COMMIT.fullmatch(wanted) else wanted
     with staging(cache, repo_id, keep=True) as stage:
-        if _known(cache, repo_id, commit):
+        if describable(cache, repo_id, commit):
             return point(cache, repo_id, commit, ref)
         with _sentences(repo_id, wanted), _watched(stage / entry_name(repo_id) / "blobs", total, report):
             _download(repo_id, commit, stage)
@@ -61,14 +61,6 @@ def _download(repo_id: str, commit: str, stage: Path) -> None:
     finally:
         if not quiet:
             enable_progress_bars()
-
-
-def _known(cache: Path, repo_id: str, commit: str) -> bool:
-    try:
-        describe(cache, repo_id, commit)
-    except ModelError:
-        return False
-    return True
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def publish(stage: Path, cache: Path, repo_id: str, commit: str, ref: str | None
     """
     describe(stage, repo_id, commit)
     staged, entry = stage / entry_name(repo_id), cache / entry_name(repo_id)
-    damaged = (entry / "snapshots" / commit).exists() and not _describable(cache, repo_id, commit)
+    damaged = (entry / "snapshots" / commit).exists() and not describable(cache, repo_id, commit)
     if damaged:
         shutil.rmtree(entry / "snapshots" / commit)
     for kind in ("blobs", "snapshots"):  # in this order: a snapshot's links must never dangle
@@ -94,7 +94,8 @@ def point(cache: Path, repo_id: str, commit: str, ref: str | None) -> Checkpoint
     return describe(cache, repo_id, commit if ref is None else ref)
 
 
-def _describable(cache: Path, repo_id: str, commit: str) -> bool:
+def describable(cache: Path, repo_id: str, commit: str) -> bool:
+    """Whether the cache holds this commit, whole enough to be served."""
     try:
         describe(cache, repo_id, commit)
     except ModelError:
