@@ -38,9 +38,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Ground]:
-    level = request.module.LEVEL
+    level = request.cls.level
     home = tmp_path_factory.mktemp(f"isolation-{level}") / "home"
     folder = tmp_path_factory.mktemp(f"open-{level}") / "open"
     with running(home, cache, level, SETTINGS) as stack, client_of(stack):
@@ -49,7 +49,7 @@ def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def another_user(ground: Ground) -> str:
     """The key of a second user: a home with one user trusts more."""
     return str(ground.stack.json("keys", "create", "somebody-else")["key"])
