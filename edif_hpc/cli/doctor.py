@@ -32,13 +32,15 @@ PROBE_OBJECT = "doctor/probe"
 PACKAGES = ("nnsight", "torch", "transformers", "redis", "boto3")
 STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 
+State = Literal["ok", "warning", "failed"]
+
 
 @dataclass(frozen=True)
 class Finding:
     """One line. `advice` says what to do about a warning or a failure."""
 
     subject: str
-    state: Literal["ok", "warning", "failed"]
+    state: State
     found: str
     advice: str = ""
 
@@ -159,6 +161,7 @@ def _isolation(home: Home, settings: Settings) -> Iterator[Finding]:
     wanted = max(
         settings.worker.isolation or Isolation.NONE, settings.worker.required_isolation, key=lambda level: level.rank
     )
+    state: State
     if not reach.level.covers(wanted):
         state, advice = "failed", f"{wanted} is demanded: {' '.join(reach.reasons)}"
     elif reach.level is not Isolation.LOCKED:
@@ -167,7 +170,7 @@ def _isolation(home: Home, settings: Settings) -> Iterator[Finding]:
         state, advice = "ok", ""
     used = settings.worker.isolation or reach.level
     yield Finding(
-        "isolation", state,  # type: ignore[arg-type]
+        "isolation", state,
         f"reaches {reach.level}, uses {used} (Landlock ABI {reach.landlock_abi or 'none'}, "
         f"seccomp {'yes' if reach.seccomp else 'no'})",
         advice,

@@ -28,6 +28,7 @@ Examples:
   edif-hpc logs 3fa85f64-5717-4562-b3fc-2c963f66afa6 -f
 """
 POLL_SECONDS = 0.2
+"""How often files are looked at again: several are followed at once, and shared file systems tell of no changes."""
 WAIT_SECONDS = 20
 TERMINAL = ("COMPLETED", "ERROR")
 

@@ -119,13 +119,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", env_prefix="EDIF_HPC_", env_nested_delimiter="__")
 
-    gateway: GatewaySettings = Field(default_factory=GatewaySettings)  # type: ignore[arg-type]
-    redis: RedisSettings = Field(default_factory=RedisSettings)  # type: ignore[arg-type]
-    store: StoreSettings = Field(default_factory=StoreSettings)  # type: ignore[arg-type]
-    limits: LimitSettings = Field(default_factory=LimitSettings)  # type: ignore[arg-type]
-    models: ModelSettings = Field(default_factory=ModelSettings)  # type: ignore[arg-type]
-    worker: WorkerSettings = Field(default_factory=WorkerSettings)  # type: ignore[arg-type]
-    fleet: FleetSettings = Field(default_factory=FleetSettings)  # type: ignore[arg-type]
+    # Each {} becomes a section of its own, with that section's defaults, when it is validated.
+    gateway: GatewaySettings = Field({}, validate_default=True)
+    redis: RedisSettings = Field({}, validate_default=True)
+    store: StoreSettings = Field({}, validate_default=True)
+    limits: LimitSettings = Field({}, validate_default=True)
+    models: ModelSettings = Field({}, validate_default=True)
+    worker: WorkerSettings = Field({}, validate_default=True)
+    fleet: FleetSettings = Field({}, validate_default=True)
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="How much components log.")
 
     @classmethod

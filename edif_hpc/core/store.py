@@ -158,6 +158,7 @@ class Store:
             batch = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
             self._call(
                 "delete objects",
+                # `batch` is bound now, as ruff wants in a loop; mypy infers no type for a lambda with a default.
                 lambda batch=batch: self.client.delete_objects(  # type: ignore[misc]
                     Bucket=self.endpoint.bucket, Delete={"Objects": batch, "Quiet": True}
                 ),

@@ -26,6 +26,7 @@ from edif_hpc.core.home import Home
 LOG_BYTES = 16 * 1024 * 1024
 LOG_FILES = 3
 POLL_SECONDS = 0.05
+"""Between two looks at a process that was told to end: it may be nobody's child here, so no wait would wake."""
 PRIVATE_UMASK = 0o077
 RECORD_SUFFIX = ".json"
 NOT_COMPONENTS = ("ports", "up", "failures")

@@ -19,6 +19,7 @@ READY_SECONDS = 60.0
 GIVE_UP_DEATHS = 3
 """A component that died this often while `up` waits will not come: say why instead of waiting on."""
 POLL_SECONDS = 0.03
+"""How long `up` and `down` sleep between two looks: nothing wakes them, and somebody watches a prompt meanwhile."""
 LOCK_SECONDS = 10.0
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from edif_hpc.core import log
 from edif_hpc.core.endpoints import LINK_SECRET, OWNER_KEY, redis_endpoint, store_endpoint
@@ -136,9 +137,9 @@ def serve(home: Home, settings: Settings, *, takeover: bool = False) -> None:
     logger.info("ended")
 
 
-def _config(app: object, settings: Settings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http="httptools",
         ws="websockets-sansio",
         ws_ping_interval=settings.gateway.ping_seconds,
