@@ -1,11 +1,5 @@
-"""What every test process needs before the first test: an import order that nnsight does not upset, and its share.
+"""What every test process needs before the first test: its share of the tests."""
 
-Importing nnsight mounts `.save` on every object, and anyio, which inspects its own classes when it is first imported,
-then fails. Rooms share test processes here, so anyio comes first, whatever runs.
-"""
-
-import anyio._backends._asyncio
-import anyio.abc  # noqa: F401
 import pytest
 
 

@@ -70,18 +70,25 @@ except RemoteError as error:
     failure = str(error)
 
 
-async def large():
+def asked():
     backend = AsyncRemoteBackend(model.to_model_key(), env=model._remoteable_get_env())
     with model.trace("The Eiffel Tower", backend=backend):
         import torch
         found = torch.rand(700_000).save()
-    return (await backend)["found"]
+    return backend
 
 
-print(json.dumps({
+async def large():
+    awaited = await asked()
+    iterated = [update async for update in asked()][-1]
+    return [len(awaited["found"]), len(iterated["found"])]
+
+
+answer = {
     "same": bool((probed - plain).abs().max() < 1e-4), "scaled": scaled, "doubled": doubled, "failure": failure,
-    "large": len(asyncio.run(large())) if "large" in sys.argv else 0,
-}))
+    "large": asyncio.run(large()) if "large" in sys.argv else None,
+}
+open("answer.json", "w").write(json.dumps(answer))
 """
 
 
@@ -104,7 +111,7 @@ def run(stack: Stack, cache: Path, folder: Path, *arguments: str) -> dict[str, A
         env=stack.environment(**environment), cwd=folder, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads((folder / "answer.json").read_text())
 
 
 def test_local_modules_travel_with_a_script(stack: Stack, cache: Path, folder: Path) -> None:
@@ -115,3 +122,8 @@ def test_local_modules_travel_with_a_script(stack: Stack, cache: Path, folder: P
     assert "LookupError: inside a local module" in found["failure"]
     assert "in fails" in found["failure"]
     assert "site-packages/nnsight" not in found["failure"]
+
+
+def test_a_large_result_is_awaited_and_iterated_for(stack: Stack, cache: Path, folder: Path) -> None:
+    """By a link, which the stock client downloads with an asyncio library that must get on with nnsight."""
+    assert run(stack, cache, folder, "large")["large"] == [700_000, 700_000]
