@@ -10,7 +10,7 @@ import typer
 
 from .context import HomeOption, JsonOption, refusals, table
 
-STATUS_HELP = """Show one request, or, without one, the service: workers, models and what waits.
+STATUS_HELP = """Show one request, or, without one, the service: workers, models, what waits, and why no worker comes.
 
 Examples:
 
@@ -62,10 +62,12 @@ def status(
     if request:
         _one(gateway.get(f"/api/requests/{request}"), json)
         return
-    workers = gateway.get("/api/workers")["workers"]
+    seen = gateway.get("/api/workers")
+    workers, notices = seen["workers"], seen["notices"]
     models = gateway.get("/api/models")["models"]
     if json:
-        print(json_module.dumps({"url": gateway.url, "workers": workers, "models": models}, indent=2))
+        found = {"url": gateway.url, "workers": workers, "models": models, "notices": notices}
+        print(json_module.dumps(found, indent=2))
         return
     waiting = sum(model["waiting"] for model in models)
     print(f"{gateway.url}: {len(workers)} workers, {waiting} requests waiting")
@@ -76,6 +78,8 @@ def status(
     ]
     if rows:
         table("Models", {"model": "MODEL", "waiting": "WAITING", "held": "WORKERS"}, rows, json=False)
+    for subject, sentence in sorted(notices.items()):
+        print(f"{subject.replace(':', ' ')}: {sentence}")
 
 
 def _held(workers: list[dict[str, Any]]) -> str:

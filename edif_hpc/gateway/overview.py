@@ -1,11 +1,11 @@
-"""JSON for the command line: workers and models as they are now."""
+"""JSON for the command line: workers and models as they are now, and why no worker comes."""
 
 from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edif_hpc.core.queue import Queue
+from edif_hpc.core.queue import Queue, keys
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.memory import required_bytes
 
@@ -22,11 +22,16 @@ class Overview:
         self.public = public
 
     async def workers(self, request: Request) -> Response:
-        """What workers say of themselves. Process ids and environments are the admin's."""
+        """What workers say of themselves, and the fleet of those it cannot start.
+
+        Process ids and environments are the admin's.
+        """
         user = await self.auth.user(request)
         hidden = set() if user.admin else {"pid", "host", "environment"}
         rows = [worker.model_dump(mode="json", exclude=hidden) for worker in await self.observed.workers()]
-        return JSONResponse({"workers": rows})
+        notices = await self.queue.redis.hgetall(keys.NOTICES)
+        told = {subject.decode(): sentence.decode() for subject, sentence in notices.items()}
+        return JSONResponse({"workers": rows, "notices": told})
 
     async def models(self, request: Request) -> Response:
         """Models in the cache with their size, where they are held, and how many requests wait for them."""

@@ -22,6 +22,7 @@ from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
 from tests.cli.stack import COMPONENTS, Stack, stack
+from tests.support.cache_files import model_folder
 from tests.support.servers import eventually
 
 
@@ -192,6 +193,20 @@ def test_what_was_acknowledged_survives_kill(own: Stack):
 
     eventually(read, 60, "the object being there")
     assert "ada" in {row["user"] for row in own.json("keys", "list")}
+
+
+def test_status_says_why_the_fleet_pauses(own: Stack):
+    own.variables = {"EDIF_HPC_WORKER__DEVICE": "cuda:77"}
+    own.up()
+    own.run("models", "pull", str(model_folder(own.home.parent / "mine")), "--name", "org/name")
+    command = [sys.executable, "-m", "edif_hpc.cli", "models", "load", "org/name", "--home", str(own.home)]
+    with subprocess.Popen(command, env=own.environment(), stderr=subprocess.DEVNULL) as wanting:
+        notices = eventually(lambda: own.json("status")["notices"], 60, "a notice of the fleet")
+        said = own.run("status").stdout
+        wanting.kill()
+    assert "worker.device is 'cuda:77'" in notices["pool:local"]
+    assert "pool local: " in said
+    assert "worker.device is 'cuda:77'" in said
 
 
 def test_doctor_fails_on_a_home_that_is_down_and_says_what_to_do(own: Stack):
