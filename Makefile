@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 # A system interpreter first: one under a private home cannot be read by the ordinary users that tests run as.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11) python3)
-# Named first and exactly: a bare `torch` may bring gigabytes of CUDA libraries to a machine without a GPU.
-TORCH ?= torch==2.13.0
+# The first of these that pip can find: the CPU build, else the plain one, which brings gigabytes of CUDA libraries. PyTorch
+# keeps its CPU builds in an index of its own, which its install page names: make install PIP_FLAGS="--extra-index-url ..."
+TORCH ?= torch==2.13.0+cpu torch==2.13.0
 PIP_FLAGS ?=
 BIN := .venv/bin
 # Test processes side by side. Tests that share servers stay together: those of a file, or of a group that they name.
@@ -19,11 +20,17 @@ help:  ## list the targets
 install: .venv/.installed  ## make .venv with all that one machine needs
 
 .venv/.installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade pip
-	$(BIN)/python -m pip install $(PIP_FLAGS) $(TORCH)
-	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[worker,client,local,dev]'
-	touch $@
+	@echo "Making .venv with $(PYTHON) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --upgrade pip
+	@for build in $(TORCH); do \
+	  echo "Installing $$build ..."; \
+	  $(BIN)/python -m pip install --quiet $(PIP_FLAGS) $$build && exit 0; \
+	  echo "pip does not find it."; \
+	done; exit 1
+	@echo "Installing edif_hpc and all it needs on one machine; this takes one to three minutes ..."
+	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[worker,client,local,dev]'
+	@touch $@
 
 demo: install  ## bring the stack up, run examples/first_trace.py on a real model, take it down
 	bash examples/demo.sh
