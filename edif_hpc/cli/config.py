@@ -24,6 +24,8 @@ Example:
   edif-hpc config docs
 """
 MASK = "********"
+UNSET = "unset"
+"""Not "none", which is an isolation level."""
 SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 """User and password in a URL. Settings hold no other secrets, they name the files that do."""
 
@@ -50,7 +52,7 @@ def show(home: HomeOption = None, config: ConfigOption = None, json: JsonOption 
     ]
     if not json:
         for row in rows:
-            row["value"] = '""' if row["value"] == "" else "none" if row["value"] is None else row["value"]
+            row["value"] = '""' if row["value"] == "" else UNSET if row["value"] is None else row["value"]
     table("Settings", {"setting": "SETTING", "value": "VALUE", "origin": "ORIGIN"}, rows, json=json)
 
 
@@ -92,7 +94,7 @@ def documented() -> dict[str, tuple[str, str]]:
 
 def _shown(value: Any) -> str:
     if value is None:
-        return "none"
+        return UNSET
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
