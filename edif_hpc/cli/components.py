@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import signal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .context import ConfigOption, HomeOption, locate, refusals, settings_for
 
+if TYPE_CHECKING:
+    from edif_hpc.core.home import Home
+
 GATEWAY_HELP = """Run the gateway in the foreground.
 
-Example:
+Examples:
 
   edif-hpc gateway --home /scratch/me/edif
+
+  edif-hpc gateway --home /scratch/me/edif --takeover
 """
 FLEET_HELP = """Run the fleet in the foreground: it starts workers when requests ask for a model.
 
@@ -35,18 +42,50 @@ def register(app: typer.Typer) -> None:
 
 
 @refusals
-def gateway(home: HomeOption = None, config: ConfigOption = None) -> None:
-    from edif_hpc.fleet.process import recorded
+def gateway(
+    home: HomeOption = None,
+    config: ConfigOption = None,
+    takeover: Annotated[
+        bool,
+        typer.Option(
+            "--takeover",
+            help="Share the port with the gateway of this home that runs, and let that one drain: it takes no more "
+            "connections and ends after its last socket. Not for a home that `up` keeps running.",
+        ),
+    ] = False,
+) -> None:
+    from edif_hpc.fleet.process import living, recorded
     from edif_hpc.fleet.state import gateway_url
     from edif_hpc.fleet.versions import refuse_running, refuse_versions
     from edif_hpc.gateway.main import serve
 
     place = locate(home)
     settings = settings_for(place, config).settings
-    refuse_running(place, "gateway")
+    old = living(place, "gateway") if takeover else None
+    if old:
+        _refuse_supervised(place)
+    else:
+        refuse_running(place, "gateway")
     refuse_versions(place, settings, "gateway")
+
+    def let_drain() -> None:
+        if old and old.alive:
+            os.kill(old.pid, signal.SIGHUP)
+
     with recorded(place, "gateway", gateway_url(settings)):
-        serve(place, settings)
+        serve(place, settings, takeover=old is not None, accepting=let_drain)
+
+
+def _refuse_supervised(place: Home) -> None:
+    """Its supervisor would take the end of the old gateway for a death, and start a third."""
+    from edif_hpc.core.errors import ComponentError
+    from edif_hpc.fleet.state import supervised
+
+    if supervised(place):
+        raise ComponentError(
+            f"The gateway of {place.root} is kept running by `edif-hpc up`, which starts a new one itself when the "
+            "old one ends; --takeover is for gateways started by hand."
+        )
 
 
 @refusals

@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -46,11 +47,12 @@ logger = log.get("gateway")
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with a goodbye for sockets and with draining."""
+    """uvicorn, with a goodbye for sockets and with draining. `accepting` is called once, when it serves."""
 
-    def __init__(self, config: uvicorn.Config, sessions: Sessions) -> None:
+    def __init__(self, config: uvicorn.Config, sessions: Sessions, accepting: Callable[[], None]) -> None:
         super().__init__(config)
         self.sessions = sessions
+        self.accepting = accepting
         self.draining = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -62,6 +64,10 @@ class Server(uvicorn.Server):
     def drain(self) -> None:
         self.draining = True
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -110,12 +116,15 @@ def listen(host: str, port: int, *, takeover: bool) -> socket.socket:
     return sock
 
 
-def serve(home: Home, settings: Settings, *, takeover: bool = False) -> None:
-    """Run the gateway until it is told to end.
+def serve(
+    home: Home, settings: Settings, *, takeover: bool = False, accepting: Callable[[], None] = lambda: None
+) -> None:
+    """Run the gateway until it is told to end. `accepting` is called when it serves: a predecessor may drain then.
 
     Raises:
         EdifError: it cannot start; the sentence says why.
     """
+    log.configure("gateway", settings.log_level)
     redis, store = redis_endpoint(home, settings), Store(store_endpoint(home, settings))
     gateway = create_app(
         settings,
@@ -127,7 +136,7 @@ def serve(home: Home, settings: Settings, *, takeover: bool = False) -> None:
         owner_key=home.secret(OWNER_KEY),
     )
     sock = listen(settings.gateway.host, settings.gateway.port, takeover=takeover)
-    server = Server(_config(gateway.app, settings), gateway.sessions)
+    server = Server(_config(gateway.app, settings), gateway.sessions, accepting)
     _raise_file_limit()
     gc.collect()
     gc.freeze()
@@ -178,7 +187,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--takeover", action="store_true", help="share the port with a running gateway that drains")
     options = parser.parse_args(arguments)
-    log.configure("gateway")
     home = Home.locate(options.home)
     try:
         home.check()
