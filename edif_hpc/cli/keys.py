@@ -21,7 +21,13 @@ CREATE_HELP = """Make a key for a user. It is shown once: only its hash is kept.
 Example:
 
   edif-hpc keys create ada --priority 6
+
+  edif-hpc keys create prometheus --tag metrics
 """
+TAG_HELP = (
+    "`admin`: sees and cancels everybody's requests. `metrics`: may read /metrics. Any other word is only shown by "
+    "whoami(). May be repeated."
+)
 LIST_HELP = """List keys: their names, never the keys.
 
 Example:
@@ -60,7 +66,7 @@ def create(
     priority: Annotated[
         int, typer.Option(min=0, max=9, help="Priority of the user's requests; the highest goes first.")
     ] = 5,
-    tag: Annotated[list[str] | None, typer.Option(help="A word that whoami() shows; may be repeated.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help=TAG_HELP)] = None,
     json: JsonOption = False,
 ) -> None:
     key, record = _with_keys(home, lambda keys: keys.create(user, priority=priority, tags=tuple(tag or ())))

@@ -84,7 +84,8 @@ class ApiKeys:
         found = await self.redis.hgetall(keys.API_KEYS)
         matching = [(digest, _record(value)) for digest, value in found.items() if digest.decode().startswith(name)]
         if len(matching) != 1 or not name:
-            raise KeyNameError(f"{len(matching)} keys are named {name!r}; see `edif-hpc keys list`.")
+            several = f"{len(matching)} keys begin with" if name and matching else "No key is named"
+            raise KeyNameError(f"{several} {name!r}; see `edif-hpc keys list`.")
         digest, record = matching[0]
         record = ApiKey(**{**asdict(record), "tags": record.tags, "revoked": time.time()})
         await self.redis.hset(keys.API_KEYS, digest, json.dumps(asdict(record)))
