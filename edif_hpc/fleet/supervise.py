@@ -1,7 +1,8 @@
 """One process per home that keeps the others running, and the orderly end of them all.
 
 Components do not die with their supervisor: they are found again by their records. So a supervisor that was killed is
-replaced by running `up` again, and `down` needs none.
+replaced by running `up` again, and `down` needs none. But when somebody deletes the home, records and all, nobody could
+find them again: then the supervisor stops them and ends.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ ROTATE_SECONDS = 30.0
 LET_GO_SECONDS = 5.0
 LET_GO = signal.SIGUSR1
 RETRY = signal.SIGUSR2
+GONE_SECONDS = 2.0
+"""A home that is missing for this long was deleted; shorter, it may be a file system that stumbles."""
 SUPERVISOR = "supervisor"
 WORKER = "worker"
+STOP_ORDER = ("fleet", WORKER, "gateway", "store", "redis")
 
 Tell = Callable[[str], None]
 
@@ -69,9 +73,17 @@ class Supervisor:
         self.ready = ready
         self.began = time.monotonic()
         self.kept = {component.name: Kept(component) for component in components}
+        self.known: dict[str, Record] = {}
+        """Everything that lives, workers included, remembered for the day the home is gone."""
+        self._folder = _identity(home)
+        self._missing_since: float | None = None
 
     def run(self) -> signal.Signals:
-        """Keep everything running; returns the signal that ended it. LET_GO leaves the components as they are."""
+        """Keep everything running; returns the signal that ended it. LET_GO leaves the components as they are.
+
+        Raises:
+            ComponentError: the home was deleted; everything is stopped.
+        """
         ending = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LET_GO}
         awaited = {*ending, RETRY, signal.SIGCHLD}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
@@ -86,7 +98,10 @@ class Supervisor:
         rotated = time.monotonic()
         announced = False
         while True:
-            pending = [kept for kept in self.kept.values() if not self._keep(kept)]
+            if self._deleted():
+                self._stop_known()
+                raise ComponentError(f"The home {self.home.root} was deleted or moved; all that ran in it is stopped.")
+            pending = self._keep_all()
             if not announced and self._answers("gateway"):
                 announced = True
                 self.ready()
@@ -100,6 +115,35 @@ class Supervisor:
                 rotated = time.monotonic()
                 for log in self.home.logs.glob("*.log"):
                     process.rotate(log)
+
+    def _deleted(self) -> bool:
+        """Whether the home is gone for good; another one at the same path is not ours. Else note what lives in it."""
+        if _identity(self.home) == self._folder:
+            self._missing_since = None
+            seen = {record.name: record for record in process.records(self.home) if record.pid != os.getpid()}
+            self.known = {name: record for name, record in {**self.known, **seen}.items() if record.alive}
+            return False
+        self._missing_since = self._missing_since or time.monotonic()
+        return time.monotonic() - self._missing_since > GONE_SECONDS
+
+    def _stop_known(self) -> None:
+        for name in STOP_ORDER:
+            _stop(name, [record for record in self.known.values() if _is(record, name)], self.tell)
+        for kept in self.kept.values():
+            if kept.child and kept.child.poll() is None:  # started in the last moment, before anybody saw its record
+                kept.child.kill()
+                kept.child.wait()
+
+    def _keep_all(self) -> list[Kept]:
+        """Look after every component; those about which something is pending."""
+        if self._missing_since is not None:
+            return []
+        try:
+            return [kept for kept in self.kept.values() if not self._keep(kept)]
+        except FileNotFoundError:
+            if _identity(self.home) == self._folder:
+                raise
+            return []
 
     def _adopt(self) -> None:
         """Take over what an earlier supervisor left running."""
@@ -214,24 +258,44 @@ def let_go(home: Home) -> None:
 def stop_all(home: Home, tell: Tell) -> list[str]:
     """Stop every component of this home on this machine, in order. Returns what had to be killed."""
     killed = []
-    for name in ("fleet", WORKER, "gateway", "store", "redis"):
+    for name in STOP_ORDER:
         found = _workers(home) if name == WORKER else [record for record in [process.read(home, name)] if record]
-        alive = [record for record in found if record.alive]
-        if name == WORKER:
-            for record in alive:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(record.pid, signal.SIGTERM)
-        for record in alive:
-            tell(f"stopping {record.name} …")
-            ended = process.stop(record, STOP_SECONDS[name], family=name != "fleet")
-            if not ended and name != "store":
-                killed.append(record.name)
-                tell(f"{record.name} did not end within {STOP_SECONDS[name]:g} s and was killed")
+        killed += _stop(name, found, tell)
         for record in found:
             process.forget(home, record)
     state.forget_up(home)
     return killed
 
 
+def _stop(name: str, found: list[Record], tell: Tell) -> list[str]:
+    """Stop all that is recorded of one kind. Returns what had to be killed."""
+    killed = []
+    alive = [record for record in found if record.alive]
+    if name == WORKER:
+        for record in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.pid, signal.SIGTERM)
+    for record in alive:
+        tell(f"stopping {record.name} …")
+        ended = process.stop(record, STOP_SECONDS[name], family=name != "fleet")
+        if not ended and name != "store":
+            killed.append(record.name)
+            tell(f"{record.name} did not end within {STOP_SECONDS[name]:g} s and was killed")
+    return killed
+
+
 def _workers(home: Home) -> list[Record]:
-    return [record for record in process.records(home) if record.here and record.name.startswith(f"{WORKER}-")]
+    return [record for record in process.records(home) if record.here and _is(record, WORKER)]
+
+
+def _is(record: Record, kind: str) -> bool:
+    return record.name.startswith(f"{WORKER}-") if kind == WORKER else record.name == kind
+
+
+def _identity(home: Home) -> tuple[int, int] | None:
+    """Which folder holds the records, or None while there is none."""
+    try:
+        info = home.run.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return info.st_dev, info.st_ino
