@@ -27,8 +27,18 @@ from .host_client import ModelHost
 LEAST_TURN_SECONDS = 10.0
 TURN_PER_LOAD = 2.0
 """A model in use keeps its place so many times as long as its load took: else models would only be loaded."""
+FAILURE_SECONDS = 300.0
+"""How long a model that could not be loaded is shown as failed: it is tried again whenever somebody asks for it."""
 
 logger = log.get("worker")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a load failed, and when (monotonic)."""
+
+    reason: str
+    at: float
 
 
 @dataclass
@@ -86,14 +96,21 @@ class Residents:
         self.accelerator = accelerator
         self.isolation = isolation
         self.models: dict[str, Resident] = {}
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, Failure] = {}
         self._loading = asyncio.Lock()
 
     def ready(self) -> list[Resident]:
         return [resident for resident in self.models.values() if resident.state == "ready" and not resident.retiring]
 
     def records(self) -> list[ModelRecord]:
-        failed = [ModelRecord(model_key=key, state="failed", error=text) for key, text in self.failures.items()]
+        """What is here, and what lately could not be brought here."""
+        since = time.monotonic() - FAILURE_SECONDS
+        self.failures = {key: failure for key, failure in self.failures.items() if failure.at > since}
+        failed = [
+            ModelRecord(model_key=key, state="failed", error=failure.reason)
+            for key, failure in self.failures.items()
+            if key not in self.models
+        ]
         return [resident.record() for resident in self.models.values()] + failed
 
     def used(self, device: str) -> int:
@@ -171,7 +188,7 @@ class Residents:
         """Make a model resident.
 
         Raises:
-            HostError: it could not be loaded; the reason is remembered in `failures`.
+            HostError: it could not be loaded; the reason is remembered in `failures` for a while.
         """
         async with self._loading:
             began = time.monotonic()
@@ -181,7 +198,7 @@ class Residents:
                 resident.host = await ModelHost.start(self._spec(key, device), on_progress)
             except EdifError as error:
                 del self.models[str(key)]
-                self.failures[str(key)] = str(error)
+                self.failures[str(key)] = Failure(str(error), time.monotonic())
                 raise
             except BaseException:
                 self.models.pop(str(key), None)
