@@ -87,8 +87,9 @@ class Gateway:
         try:
             answer = self._client.request(method, path, params=query)
         except httpx.HTTPError as error:
+            why = str(error).rstrip(".")
             raise Unavailable(
-                f"The gateway at {self.url} does not answer ({error}); start it with `edif-hpc up`, or set NDIF_HOST."
+                f"The gateway at {self.url} does not answer ({why}); start it with `edif-hpc up`, or set NDIF_HOST."
             ) from None
         if answer.is_error:
             raise Refused(_detail(answer))

@@ -50,9 +50,10 @@ def up(
         str | None, typer.Option(metavar="LEVEL", help="none, process or locked (default: the strongest offered).")
     ] = None,
 ) -> None:
+    from edif_hpc.core.errors import ComponentError
     from edif_hpc.fleet import process, state
     from edif_hpc.fleet.supervise import SUPERVISOR
-    from edif_hpc.fleet.up import check, poke, wait_ready
+    from edif_hpc.fleet.up import check, poke, turn, wait_ready
     from edif_hpc.fleet.up import detach as start_detached
 
     place = locate(home, create=True)
@@ -60,17 +61,20 @@ def up(
         "gateway": {name: value for name, value in (("host", host), ("port", port)) if value is not None},
         "worker": {"isolation": isolation} if isolation else {},
     }
-    running = state.supervised(place) or any(record.alive for record in process.records(place))
+    with working("Waiting for another `up` or `down` of this home …"):
+        lock = turn(place)
+    running = lock is None or any(record.alive for record in process.records(place))
     loaded = _loaded(place, config, options, running)
     settings = loaded.settings
-    lock = state.lock(place)
     if lock is None:
         check(place, settings)
         poke(place)
         with working("Waiting for the gateway …"):
             wait_ready(place, settings)
         supervisor = process.living(place, SUPERVISOR)
-        _announce(place, settings, f"Running already (supervisor {supervisor.pid if supervisor else 'unknown'}).")
+        if supervisor is None:
+            raise ComponentError(f"The home {place.root} was stopped in this moment; run `edif-hpc up` again.")
+        _announce(place, settings, f"Running already (supervisor {supervisor.pid}).")
         return
     check(place, settings)
     if not running:

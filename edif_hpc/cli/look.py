@@ -92,7 +92,8 @@ def everything(home: Home, settings: Settings) -> list[Row]:
 
 
 def _add_worker(row: Row, worker: WorkerRecord) -> None:
-    row.state, row.pool, row.isolation, row.device = worker.state, worker.pool, worker.isolation.value, worker.device
+    row.state = "gone" if _has_died(worker) else worker.state
+    row.pool, row.isolation, row.device = worker.pool, worker.isolation.value, worker.device
     row.started, row.version, row.deadline, row.running = (
         worker.started,
         worker.version,
@@ -102,6 +103,15 @@ def _add_worker(row: Row, worker: WorkerRecord) -> None:
     row.models = ", ".join(
         f"{_repo(model.model_key)} ({model.error or model.state})" for model in worker.models
     )  # fmt: skip
+
+
+def _has_died(worker: WorkerRecord) -> bool:
+    """Whether it ended here without a goodbye: what it said of itself stands until its lease has run out."""
+    import socket
+
+    import psutil
+
+    return worker.host == socket.gethostname() and not psutil.pid_exists(worker.pid)
 
 
 def _hosts(worker: WorkerRecord) -> Iterable[Row]:

@@ -39,6 +39,7 @@ def with_redis(place: Home, work: Callable[[Redis], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except (RedisError, OSError) as error:
+        why = str(error).rstrip(".")
         raise Unavailable(
-            f"Redis at {endpoint.address} does not answer ({error}); is the service up? See `edif-hpc ps`."
+            f"Redis at {endpoint.address} does not answer ({why}); is the service up? See `edif-hpc ps`."
         ) from None

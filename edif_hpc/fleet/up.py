@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
@@ -21,6 +21,8 @@ GIVE_UP_DEATHS = 3
 POLL_SECONDS = 0.03
 """How long `up` and `down` sleep between two looks: nothing wakes them, and somebody watches a prompt meanwhile."""
 LOCK_SECONDS = 10.0
+TURN_SECONDS = 60.0
+"""Longer than a `down` that has to kill everything."""
 
 
 def check(home: Home, settings: Settings) -> None:
@@ -44,6 +46,22 @@ def check(home: Home, settings: Settings) -> None:
     for server, port in {"redis": settings.redis.port, "store": settings.store.port}.items():
         if port and not process.living(home, server) and not ports.is_free(port):
             raise ports.taken(server, port)
+
+
+def turn(home: Home) -> int | None:
+    """The lock that makes its holder the home's supervisor, or None when one holds it already.
+
+    Waits while another `up` or `down` is at work, for which the lock is held and no supervisor is recorded.
+
+    Raises:
+        ComponentError: it does not come to an end.
+    """
+    deadline = time.monotonic() + TURN_SECONDS
+    while (held := state.lock(home)) is None and not process.living(home, SUPERVISOR):
+        if time.monotonic() > deadline:
+            raise _busy(home)
+        time.sleep(POLL_SECONDS)
+    return held
 
 
 def supervise(home: Home, settings: Settings, tell: Tell, ready: Callable[[], None] = lambda: None) -> None:
@@ -96,7 +114,8 @@ def poke(home: Home) -> None:
     """Tell a supervisor that already runs to try again at once whatever it is waiting to restart."""
     record = process.living(home, SUPERVISOR)
     if record:
-        os.kill(record.pid, RETRY)
+        with suppress(ProcessLookupError):  # it ends in this moment
+            os.kill(record.pid, RETRY)
 
 
 def down(home: Home, tell: Tell) -> list[str]:
@@ -119,9 +138,13 @@ def _alone(home: Home) -> Iterator[None]:
     deadline = time.monotonic() + LOCK_SECONDS
     while (held := state.lock(home)) is None:
         if time.monotonic() > deadline:
-            raise ComponentError(f"Another `edif-hpc up` or `down` is at work in {home.root}; try again.")
+            raise _busy(home)
         time.sleep(POLL_SECONDS)
     try:
         yield
     finally:
         os.close(held)
+
+
+def _busy(home: Home) -> ComponentError:
+    return ComponentError(f"Another `edif-hpc up` or `down` is at work in {home.root}; try again.")

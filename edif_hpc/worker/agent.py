@@ -96,7 +96,13 @@ class Agent:
                 task.cancel()
             await asyncio.gather(stop, *loops, return_exceptions=True)
             await self.residents.close()
+            await self._leave()
+
+    async def _leave(self) -> None:
+        try:
             await self.registry.leave(self.record.worker_id)
+        except AWAY as error:
+            logger.warning("left without saying so: the registration lapses", error=str(error))
 
     def stop(self, reason: Release = Release.HANDBACK) -> None:
         """Begin to drain: claim nothing more, let what runs end, hand the rest back."""

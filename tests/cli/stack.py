@@ -57,6 +57,13 @@ class Stack:
             raise AssertionError(f"edif-hpc {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
         return done
 
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The same, left running."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "edif_hpc.cli", *arguments, "--home", str(self.home)],
+            env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
     def json(self, *arguments: str) -> Any:
         return json.loads(self.run(*arguments, "--json").stdout)
 

@@ -21,6 +21,7 @@ from edif_hpc.core.errors import Unavailable
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
+from edif_hpc.fleet import state
 from tests.cli.stack import COMPONENTS, Stack, stack
 from tests.support.cache_files import model_folder
 from tests.support.servers import eventually
@@ -68,6 +69,23 @@ def test_up_after_the_supervisors_death_adopts_what_lives_and_starts_what_does_n
     }
     # Adopted components are no children, and are watched all the same.
     own.back("redis", own.kill("redis"))
+
+
+def test_up_waits_for_a_down_that_is_at_work(own: Stack):
+    """For which the lock is held and no supervisor is recorded; this test is that `down`."""
+    own.up()
+    own.down()
+    held = state.lock(Home(own.home))
+    assert held is not None
+    waiting = own.start("up", "--detach", "--port", str(own.port))
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(2)
+    finally:
+        os.close(held)
+    out, _ = waiting.communicate(timeout=60)
+    assert out.startswith("Up."), out
+    assert own.answers()
 
 
 def test_down_works_without_a_supervisor(own: Stack):

@@ -28,9 +28,9 @@ delivery = "presigned"
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Stack]:
     models.offline_client(cache)
-    with running(tmp_path_factory.mktemp("presigned") / "home", cache, "none", SETTINGS) as service:
-        with client_of(service):
-            yield service
+    home = tmp_path_factory.mktemp("presigned") / "home"
+    with running(home, cache, "none", SETTINGS) as service, client_of(service):
+        yield service
 
 
 class Linked(Watched):
