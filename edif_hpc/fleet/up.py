@@ -11,7 +11,7 @@ from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 
-from . import ports, process, state
+from . import embedded, ports, process, state
 from .components import components, gateway_answers, own_command, own_environment
 from .supervise import LET_GO, RETRY, SUPERVISOR, Supervisor, Tell, let_go, refuse_foreign, stop_all
 
@@ -29,9 +29,11 @@ def check(home: Home, settings: Settings) -> None:
     """Refuse what cannot work before anything is started.
 
     Raises:
-        ComponentError: the home is in use elsewhere or by another version, or the gateway's port is taken.
+        ComponentError: the home is in use elsewhere or by another version, a server is not installed, or the
+            gateway's port is taken.
     """
     refuse_foreign(home)
+    embedded.check_installed(settings)
     gateway = process.living(home, "gateway")
     url = state.gateway_url(settings)
     if gateway and gateway.address != url:
@@ -88,13 +90,14 @@ def detach(home: Home, lock: int) -> None:
 
 
 def wait_ready(home: Home, settings: Settings) -> None:
-    """Return when the gateway answers.
+    """Return when the gateway answers and everything else has been started.
 
     Raises:
         ComponentError: it will not, with the last words of whatever keeps dying.
     """
     deadline = time.monotonic() + READY_SECONDS
-    while not gateway_answers(settings) or not process.living(home, "gateway"):
+    names = [component.name for component in components(home, settings)]
+    while not gateway_answers(settings) or not all(process.living(home, name) for name in names):
         for name, deaths in state.failures(home).items():
             if deaths >= GIVE_UP_DEATHS:
                 raise ComponentError(_why(home, name, "keeps dying"))

@@ -39,6 +39,7 @@ FLUSH_MARGIN_SECONDS = 5.0
 """Kept free before a deadline for uploads."""
 REDIS_PAUSE_SECONDS = 1.0
 ROOM_POLL_SECONDS = 1.0
+CANCEL_SECONDS = 0.5
 
 
 class Agent:
@@ -92,9 +93,7 @@ class Agent:
                     loop.result()
         finally:
             await self._drain(loops[0])
-            for task in (stop, *loops):
-                task.cancel()
-            await asyncio.gather(stop, *loops, return_exceptions=True)
+            await _ended(stop, *loops)
             await self.residents.close()
             await self._leave()
 
@@ -362,3 +361,12 @@ class Agent:
             except AWAY as error:
                 logger.warning("the doorbell is away", error=str(error))
             await asyncio.sleep(REDIS_PAUSE_SECONDS)
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they are over: a library that is just connecting may lose a cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)

@@ -187,7 +187,7 @@ def _await_zygote(zygote: Channel, agent: Channel) -> Message:
     while True:
         received = zygote.receive()
         if received is None:
-            raise HostError("The zygote ended while it was made ready: see host.log in the host's scratch directory.")
+            raise HostError("The zygote ended while it was made ready.")
         message, _ = received
         if message["type"] == "ready":
             return message

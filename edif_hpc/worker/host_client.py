@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from edif_hpc.core.errors import HostDied, HostError
@@ -24,6 +25,8 @@ from edif_hpc.worker.messages import host_spec_message
 from edif_hpc.worker.process import clean_environment, kill
 from edif_hpc.worker.runs import Run
 
+LOG = "host.log"
+LAST_WORDS_BYTES = 2000
 STOP_SECONDS = 30.0
 """How long `close` waits for killed processes to be gone; only one stuck in the kernel takes this long."""
 
@@ -209,7 +212,7 @@ class ModelHost:
             return
         status = self._exited.result()
         how = f"signal {status}" if status < 256 else f"exit code {status >> 8}"
-        self._fail_start(HostDied(f"The model host ended while it loaded ({how}): see {_log_path(self._spec)}."))
+        self._fail_start(HostDied(f"The model host ended while it loaded ({how}); the worker's log says more."))
         self._set_died(f"The model host ended ({how}).")
         if self._backend is not None:
             self._backend.ended(status)
@@ -243,4 +246,14 @@ def _spawn(spec: HostSpec) -> tuple[subprocess.Popen[bytes], Channel]:
 
 
 def _log_path(spec: HostSpec) -> str:
-    return str(spec.scratch / "host.log")
+    return str(spec.scratch / LOG)
+
+
+def last_words(scratch: Path) -> str:
+    """The end of what the hosts with this scratch folder wrote."""
+    try:
+        with open(scratch / LOG, "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+            return log.read().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""

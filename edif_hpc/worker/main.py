@@ -10,6 +10,7 @@ import signal
 import socket
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ import uvloop
 from edif_hpc import __version__
 from edif_hpc.core import log
 from edif_hpc.core.endpoints import redis_endpoint, store_endpoint
-from edif_hpc.core.errors import SettingsError
+from edif_hpc.core.errors import ComponentError, SettingsError
 from edif_hpc.core.home import Home
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.queue import Queue
@@ -41,6 +42,8 @@ GPU_SHARE = 0.9
 GC_THRESHOLDS = (50_000, 20, 50)
 """Requests make few cycles; the default threshold of 700 runs the collector several times for each."""
 
+MODEL_LIBRARIES = ("torch", "nnsight")
+"""What model hosts import; the agent itself must not."""
 SCRATCH = "edif-hpc-"
 """How the names of workers' scratch folders begin."""
 
@@ -50,7 +53,13 @@ logger = log.get("worker")
 def serve(
     home: Home, settings: Settings, *, worker_id: str = "", pool: str = "local", deadline: float | None = None
 ) -> None:
-    """Run a worker in the foreground."""
+    """Run a worker in the foreground.
+
+    Raises:
+        EdifError: it cannot serve; the sentence says why.
+    """
+    if missing := [name for name in MODEL_LIBRARIES if find_spec(name) is None]:
+        raise ComponentError(f"A worker needs {' and '.join(missing)}: install edif-hpc[worker].")
     log.configure("worker", settings.log_level)
     protect_process()
     gc.collect()

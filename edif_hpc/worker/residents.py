@@ -22,7 +22,7 @@ from edif_hpc.hardware.checkpoint import Checkpoint, describe
 from edif_hpc.hardware.memory import check_fits, required_bytes
 
 from .contract import HostSpec
-from .host_client import ModelHost
+from .host_client import ModelHost, last_words
 
 LEAST_TURN_SECONDS = 10.0
 TURN_PER_LOAD = 2.0
@@ -35,7 +35,7 @@ logger = log.get("worker")
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a load failed, and when (monotonic)."""
+    """Why a load failed, and when (Unix time)."""
 
     reason: str
     at: float
@@ -104,10 +104,10 @@ class Residents:
 
     def records(self) -> list[ModelRecord]:
         """What is here, and what lately could not be brought here."""
-        since = time.monotonic() - FAILURE_SECONDS
+        since = time.time() - FAILURE_SECONDS
         self.failures = {key: failure for key, failure in self.failures.items() if failure.at > since}
         failed = [
-            ModelRecord(model_key=key, state="failed", error=failure.reason)
+            ModelRecord(model_key=key, state="failed", error=failure.reason, failed=failure.at)
             for key, failure in self.failures.items()
             if key not in self.models
         ]
@@ -198,7 +198,11 @@ class Residents:
                 resident.host = await ModelHost.start(self._spec(key, device), on_progress)
             except EdifError as error:
                 del self.models[str(key)]
-                self.failures[str(key)] = Failure(str(error), time.monotonic())
+                self.failures[str(key)] = Failure(str(error), time.time())
+                # For the admin alone: what a host writes names paths, and may be a stranger's words.
+                logger.error(
+                    "model host failed", model=key.repo_id, error=str(error), last_words=last_words(self.scratch)
+                )
                 raise
             except BaseException:
                 self.models.pop(str(key), None)

@@ -107,6 +107,9 @@ def test_logs_of_components_and_of_nothing(running: Stack):
     done = running.run("logs", "00000000-0000-0000-0000-000000000000", check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
+    unwritten = running.run("logs", "worker-none", check=False)
+    assert unwritten.returncode == 1
+    assert "no component of that name has written a log" in unwritten.stderr
 
 
 def test_requests_are_listed_and_unknown_ones_refused(running: Stack):
