@@ -1,4 +1,4 @@
-"""Certificates for the embedded store's gRPC ports: without them anybody on this machine could list and read objects.
+"""Certificates for the embedded store: without them anybody on this machine could list and read objects.
 
 One authority and one certificate per home, known to nobody else. The authority's key is thrown away once it has signed.
 """

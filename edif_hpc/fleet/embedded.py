@@ -1,8 +1,7 @@
 """The embedded servers: where their binaries are, and what they are started with.
 
 Both listen on loopback alone, and a login node's loopback belongs to everybody: Redis wants its password, and every
-port of SeaweedFS wants credentials of its kind (S3 signatures, tokens on volumes, client certificates on gRPC). Not
-covered: SeaweedFS shows its version, disk usage and volume numbers to anybody who asks its master and volume ports.
+port of SeaweedFS wants credentials of its kind: signatures for S3, client certificates everywhere else.
 """
 
 from __future__ import annotations
@@ -137,11 +136,15 @@ def _write_s3_identity(home: Home) -> None:
 
 
 def _write_security(home: Home) -> None:
-    """Tokens between SeaweedFS's own parts, and certificates that its gRPC ports demand."""
+    """Tokens between SeaweedFS's own parts, and certificates that all its ports but S3's demand."""
     files = certificates.ensure(home.secrets)
     signing = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
     sections = [f'[{section}]\nkey = "{home.secret("store-" + section.replace(".", "-"))}"\n' for section in signing]
     sections.append(f'[access]\nui = false\n[grpc]\nca = "{files.authority}"\n')
+    pair = f'cert = "{files.certificate}"\nkey = "{files.key}"\n'
     for part in ("master", "volume", "filer", "s3", "client"):
-        sections.append(f'[grpc.{part}]\ncert = "{files.certificate}"\nkey = "{files.key}"\n')
+        sections.append(f"[grpc.{part}]\n{pair}")
+    for part in ("master", "volume", "filer"):
+        sections.append(f'[https.{part}]\n{pair}ca = "{files.authority}"\n')
+    sections.append(f'[https.client]\nenabled = true\n{pair}ca = "{files.authority}"\n')
     home.write_private(home.secrets / "security.toml", "".join(sections))
