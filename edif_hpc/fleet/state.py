@@ -40,6 +40,7 @@ def supervised(home: Home) -> bool:
 def remember_up(home: Home, config: Path | None, loaded: Loaded) -> None:
     """Keep the file, and every value that did not come from it: they hold until `down`, in every shell."""
     overrides: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     values = loaded.settings.model_dump(mode="json")
     for key, origin in loaded.origins.items():
         if origin == str(config or home.config):
@@ -49,7 +50,9 @@ def remember_up(home: Home, config: Path | None, loaded: Loaded) -> None:
         for section in sections:
             source, target = source[section], target.setdefault(section, {})
         target[name] = source.get(name)
-    home.write_private(home.run / UP, json.dumps({"config": str(config or ""), "overrides": overrides}))
+        origins[key] = origin
+    remembered = {"config": str(config or ""), "overrides": overrides, "origins": origins}
+    home.write_private(home.run / UP, json.dumps(remembered))
 
 
 def forget_up(home: Home) -> None:
@@ -61,9 +64,20 @@ def settings_of(home: Home, config: Path | None = None, overrides: dict[str, Any
     try:
         up = json.loads((home.run / UP).read_text())
     except FileNotFoundError:
-        up = {"config": "", "overrides": {}}
+        up = {"config": "", "overrides": {}, "origins": {}}
     chosen = config or (Path(up["config"]) if up["config"] else None)
-    return load(chosen or home.config, merged(up["overrides"], overrides or {}), must_exist=chosen is not None)
+    loaded = load(chosen or home.config, merged(up["overrides"], overrides or {}), must_exist=chosen is not None)
+    remembered = {key: origin for key, origin in up["origins"].items() if not _holds(overrides, key)}
+    return Loaded(settings=loaded.settings, origins={**loaded.origins, **remembered})
+
+
+def _holds(values: Any, key: str) -> bool:
+    """Whether nested values name this dotted key."""
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

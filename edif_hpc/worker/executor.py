@@ -11,6 +11,7 @@ import math
 import os
 import resource
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -43,6 +44,16 @@ class Preparation:
     zygote: int
     handles: int = -1
     """The descriptor of the weights' IPC handles, on a device."""
+    readable: tuple[Path, ...] = ()
+    """What a locked executor may read beside the interpreter: see `adapter_paths`."""
+
+
+def adapter_paths(folders: Iterable[str]) -> tuple[Path, ...]:
+    """Adapters' folders and what links in them point to: a hub cache keeps the bytes in a folder of blobs beside them,
+    which a grant on the folder itself does not cover."""
+    paths = [Path(folder) for folder in folders]
+    links = [path.resolve() for folder in paths for path in folder.rglob("*") if path.is_symlink()]
+    return (*paths, *links)
 
 
 def serve(preparation: Preparation, channel: Channel, processes: int) -> NoReturn:
@@ -95,7 +106,7 @@ def _prepare(preparation: Preparation, fd: int, processes: int) -> int:
     sandbox.enter(
         sandbox.Policy(
             level=preparation.level,
-            read_only=tuple(Path(directory) for directory in spec.adapters.values()),
+            read_only=preparation.readable,
             memory_bytes=0,  # this and the next two follow with the request's own limits
             cpu_seconds=0,
             file_bytes=0,

@@ -21,7 +21,7 @@ from edif_hpc.core.isolation import Isolation
 from edif_hpc.worker import huge_pages, sandbox
 from edif_hpc.worker.channel import Channel, close_all
 from edif_hpc.worker.contract import HostSpec
-from edif_hpc.worker.executor import Preparation, serve
+from edif_hpc.worker.executor import Preparation, adapter_paths, serve
 from edif_hpc.worker.messages import host_spec
 from edif_hpc.worker.process import become_subreaper, guard_process, own_tasks, private_bytes
 
@@ -77,7 +77,8 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
     else:
         (handles,) = shared  # a process that touched the device may not fork: each executor opens them itself
     models.settle()
-    return Preparation(spec, runner, reach, level, os.getpid(), handles)
+    readable = adapter_paths(spec.adapters.values())
+    return Preparation(spec, runner, reach, level, os.getpid(), handles, readable)
 
 
 class Zygote:

@@ -125,13 +125,16 @@ def test_a_taken_redis_port_is_replaced_or_refused(own: Stack):
 
 
 def test_options_of_up_hold_for_restarted_components_and_other_commands(own: Stack):
+    own.variables = {"EDIF_HPC_WORKER__SPARES": "1"}
     own.up("--isolation", "process")
+    own.variables = {}
     eventually(lambda: "gateway" in own.pids(), what="the gateway")
     own.back("gateway", own.kill("gateway"))
     eventually(lambda: own.answers(), what="the gateway at its port")
-    rows = {row["setting"]: row["value"] for row in own.json("config", "show")}
-    assert rows["gateway.port"] == own.port
-    assert rows["worker.isolation"] == "process"
+    rows = {row["setting"]: (row["value"], row["origin"]) for row in own.json("config", "show")}
+    assert rows["gateway.port"] == (own.port, "command line")
+    assert rows["worker.isolation"] == ("process", "command line")
+    assert rows["worker.spares"] == (1, "EDIF_HPC_WORKER__SPARES")
     own.down()
     rows = {row["setting"]: row["value"] for row in own.json("config", "show")}
     assert rows["worker.isolation"] is None

@@ -168,7 +168,8 @@ def _built(name: str) -> Path:
 
 
 def _lay(source: Path, hub: Path, repo: str) -> None:
-    """Copy a model folder into a hub cache as a snapshot whose commit is named after the contents."""
+    """Copy a model folder into a hub cache as a snapshot whose commit is named after the contents: as the Hub's own
+    client does it, with the bytes in blobs/ and links to them in the snapshot."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     digest = hashlib.sha1()
     for path in files:
@@ -179,9 +180,15 @@ def _lay(source: Path, hub: Path, repo: str) -> None:
     with locked(hub / ".locks" / f"{entry.name}.lock"):
         if not snapshot.is_dir():
             making = Path(tempfile.mkdtemp(prefix=".laying-", dir=hub))
-            shutil.copytree(source, making, dirs_exist_ok=True)
             making.chmod(0o755)
-            snapshot.parent.mkdir(parents=True, exist_ok=True)
+            (entry / "blobs").mkdir(parents=True, exist_ok=True)
+            for path in files:
+                blob = entry / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+                shutil.copy(path, blob)
+                link = making / path.relative_to(source)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(os.path.relpath(blob, snapshot / path.relative_to(source).parent))
+            snapshot.parent.mkdir(exist_ok=True)
             making.rename(snapshot)
         (entry / "refs").mkdir(exist_ok=True)
         (entry / "refs" / "main").write_text(commit)
