@@ -167,12 +167,11 @@ class Attempt:
         elif self.cancelled is not None:
             await self._finish_error(self.cancelled, outcome.meta)
         elif self.handed_back is not None:
-            await self._release(self.handed_back, f"Back in the queue: {self._why_back}.")
+            await self._release(self.handed_back, self._why_back)
         elif outcome.verdict in (Verdict.LOST, Verdict.CANCELLED):
             # What never began has no part in why its host died: it goes back without counting as a loss.
             reason = Release.LOSS if self.started else Release.HANDBACK
-            why = outcome.description.rstrip(".") or "its executor was killed"
-            await self._release(reason, f"Back in the queue: {why}.")
+            await self._release(reason, outcome.description.rstrip(".") or "its executor was killed")
         else:
             await self._finish_error(outcome.description, outcome.meta)
 
@@ -217,9 +216,9 @@ class Attempt:
             ),
         )  # fmt: skip
 
-    async def _release(self, reason: Release, description: str) -> None:
+    async def _release(self, reason: Release, why: str) -> None:
         await self._write_batch()
-        await self._steadily("release a request", lambda: self.queue.release(self.claim, reason, description))
+        await self._steadily("release a request", lambda: self.queue.release(self.claim, reason, why))
 
     async def _steadily(self, what: str, action: Any) -> None:
         await until_done(what, action, self.settings.worker.offline_seconds)

@@ -215,14 +215,17 @@ class Queue:
         ):  # fmt: skip
             raise LeaseLost(f"Request {claim.request_id} was taken from this worker.")
 
-    async def release(self, claim: Claim, reason: Release, description: str) -> str:
-        """Give a request back. Returns `queued`, `ended` (too many losses or walltimes) or `lost`."""
+    async def release(self, claim: Claim, reason: Release, why: str) -> str:
+        """Give a request back; its owner is told `why`, a clause without a full stop.
+
+        Returns `queued`, `ended` (too many losses or walltimes) or `lost`.
+        """
         answer: bytes = await self._run(
             "release",
             claim.request_id,
             claim.token,
             reason.value,
-            description,
+            why,
             self.limits.attempts,
             self._retention_ms,
         )
