@@ -60,8 +60,11 @@ def test_from_no_worker_to_one_and_back(stack: Stack) -> None:
     first = ask(tiny(), 1, blocking=False)
     statuses, result = seen_by(ask(tiny(), 2, AsyncRemoteBackend))
     names = [update.status.value for update in statuses]
-    assert [name for n, name in enumerate(names) if name not in names[:n]] == ORDER[1:]
     assert names == sorted(names, key=ORDER.index)
+    # The worker that the first one brings up may be there before the second is told of it.
+    assert {"QUEUED", "DEPLOYING", "DISPATCHED", "RUNNING", "COMPLETED"} <= set(names)
+    said = stack.cli("logs", first.job_id).stdout
+    assert [name for name in ORDER[1:] if name in said] == ORDER[1:]
     assert all(update.description for update in statuses if update.status.value != "COMPLETED")
     assert float(result["answer"]) == 2
     assert float(result_of(first)["answer"]) == 1
