@@ -68,7 +68,7 @@ class Answers:
     async def frame(self, request_id: str, event: Event, base_url: str) -> str | bytes:
         """One event as a WebSocket frame: text, or one binary frame with a result that rides in Redis."""
         if event.status is Status.COMPLETED and event.data is not None and "object" not in event.data:
-            result = await self.queue.result(request_id)
+            result = event.result if event.result is not None else await self.queue.result(request_id)
             if result is None:
                 return json.dumps(status_message(request_id, Status.ERROR, GONE))
             return binary_frame(request_id, result, event.meta, event.description)

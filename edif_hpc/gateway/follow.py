@@ -22,7 +22,7 @@ FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 1.0
 BATCH = 500
 """Streams in one XREAD."""
-GATHER_SECONDS = 0.01
+GATHER_SECONDS = 0.025
 """How long bells of requests that go on are gathered into one read; the end of a request is read at once."""
 
 logger = log.get("gateway")
@@ -50,6 +50,7 @@ class Follower:
         self.followings: dict[str, set[Following]] = {}
         self.connected = False
         self._rung: set[str] = set()
+        self._ended: set[str] = set()
         self._stir = asyncio.Event()
         self._gathering: asyncio.TimerHandle | None = None
         self.on_connected: Callable[[], None] = lambda: None
@@ -105,6 +106,8 @@ class Follower:
         request_id, _, more = message.partition(" ")
         if more and more != keys.THE_END:
             self.on_session(more, request_id)
+        if more == keys.THE_END and request_id in self.followings:
+            self._ended.add(request_id)
         self.ring(request_id, at_once=more == keys.THE_END)
 
     async def pump(self) -> None:
@@ -117,10 +120,11 @@ class Follower:
                 self._gathering.cancel()
                 self._gathering = None
             rung, self._rung = self._rung, set()
+            ended, self._ended = self._ended, set()
             batch = [request_id for request_id in rung if request_id in self.followings]
             try:
                 for start in range(0, len(batch), BATCH):
-                    await self._read(batch[start : start + BATCH])
+                    await self._read(batch[start : start + BATCH], ended)
                 delay = FIRST_RETRY_SECONDS
             except AWAY as error:
                 logger.warning("events cannot be read", error=str(error), followed=len(self.followings))
@@ -128,13 +132,13 @@ class Follower:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LAST_RETRY_SECONDS)
 
-    async def _read(self, request_ids: Iterable[str]) -> None:
+    async def _read(self, request_ids: Iterable[str], ended: set[str]) -> None:
         cursors = {
             request_id: min((reader.cursor for reader in self.followings[request_id]), key=_order)
             for request_id in request_ids
             if request_id in self.followings
         }
-        for request_id, events in (await self.events.read(cursors)).items():
+        for request_id, events in (await self.events.read(cursors, ended & cursors.keys())).items():
             for following in list(self.followings.get(request_id, ())):
                 for event in events:
                     self.deliver(following, event)

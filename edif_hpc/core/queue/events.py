@@ -6,8 +6,8 @@ One pub/sub connection serves a whole gateway. A reader that comes back names th
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.asyncio import Redis
@@ -18,6 +18,8 @@ from . import keys
 
 START = "0-0"
 SILENCE_SECONDS = 5.0
+ALONG_BYTES = 64 * 1024
+"""A larger result is read when its turn to be sent has come: it would wait in memory for a slow client."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Event:
         cursor: its place in the stream; reading goes on after it.
         data: on COMPLETED where the result lies: `{"inline": bytes}` or `{"object": key, "bytes": n}`.
         at: Unix time in seconds, of Redis's clock.
+        result: an inline result that was read along with it, if small.
     """
 
     cursor: str
@@ -36,6 +39,7 @@ class Event:
     data: dict[str, Any] | None
     meta: dict[str, Any] | None
     at: float
+    result: bytes | None = None
 
     @classmethod
     def from_fields(cls, cursor: str, fields: dict[bytes, bytes]) -> Event:
@@ -57,17 +61,30 @@ class Events:
         # redis-py annotates every answer as bytes | str; which of them it is depends on the connection, ours is bytes.
         self.redis: Any = redis
 
-    async def read(self, cursors: dict[str, str]) -> dict[str, list[Event]]:
-        """What is new, for many requests in one round trip. `cursors`: request id -> last cursor seen."""
+    async def read(self, cursors: dict[str, str], ended: Collection[str] = ()) -> dict[str, list[Event]]:
+        """What is new, for many requests in one round trip.
+
+        Args:
+            cursors: request id -> last cursor seen.
+            ended: those of them that are known to have ended: their small results are read along.
+        """
         if not cursors:
             return {}
         streams = {keys.events(request_id): cursor for request_id, cursor in cursors.items()}
-        found = await self.redis.xread(streams)
+        pipeline = self.redis.pipeline(transaction=False)
+        pipeline.xread(streams)
+        for request_id in ended:
+            pipeline.get(keys.result(request_id))
+        found, *results = await pipeline.execute()
         names = {keys.events(request_id): request_id for request_id in cursors}
-        return {
+        events = {
             names[stream.decode()]: [Event.from_fields(cursor.decode(), fields) for cursor, fields in entries]
             for stream, entries in _pairs(found)
         }
+        for request_id, result in zip(ended, results, strict=True):
+            if result is not None and len(result) <= ALONG_BYTES and (read := events.get(request_id)):
+                read[-1] = replace(read[-1], result=result)
+        return events
 
     async def listen(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
         """(channel, message) pairs, with "" for a message once a subscription stands: read what was missed then.
