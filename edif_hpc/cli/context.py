@@ -63,6 +63,7 @@ def refusals(function: F) -> F:
         except BrokenPipeError:
             raise typer.Exit(0) from None
 
+    # It has the same parameters, which Typer reads through __wrapped__; mypy cannot see that of *args.
     return guarded  # type: ignore[return-value]
 
 

@@ -84,7 +84,7 @@ def _components(files: list[Path], follow: bool, lines: int, *, named: bool) -> 
             _print(file, old.decode(errors="replace"), named)
     while follow:
         sys.stdout.flush()
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # polled: nothing tells of a file's growth on every file system
         for file, end in ends.items():
             for line, at in _more(file, end):
                 ends[file] = at

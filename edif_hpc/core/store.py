@@ -159,7 +159,7 @@ class Store:
             self._call(
                 "delete objects",
                 # `batch` is bound now, as ruff wants in a loop; mypy infers no type for a lambda with a default.
-                lambda batch=batch: self.client.delete_objects(  # type: ignore[misc]
+                lambda batch=batch: self.client.delete_objects(  # type: ignore[misc]  # see above
                     Bucket=self.endpoint.bucket, Delete={"Objects": batch, "Quiet": True}
                 ),
             )

@@ -225,5 +225,5 @@ def _gone(record: Record, seconds: float) -> bool:
             os.waitpid(record.pid, os.WNOHANG)
         if time.monotonic() > deadline:
             return False
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # polled with a deadline: it may be nobody's child here
     return True

@@ -104,5 +104,6 @@ def failures(home: Home) -> dict[str, int]:
 
 def gateway_url(settings: Settings) -> str:
     """Where processes of this machine reach the gateway."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.gateway.host, settings.gateway.host)  # noqa: S104
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - looked up, not bound
+    host = everywhere.get(settings.gateway.host, settings.gateway.host)
     return f"http://{host}:{settings.gateway.port}"

@@ -62,7 +62,7 @@ def turn(home: Home) -> int | None:
     while (held := state.lock(home)) is None and not process.living(home, SUPERVISOR):
         if time.monotonic() > deadline:
             raise _busy(home)
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # polled with a deadline: nothing wakes us
     return held
 
 
@@ -105,7 +105,7 @@ def wait_ready(home: Home, settings: Settings) -> None:
             raise ComponentError(_why(home, SUPERVISOR, "ended"))
         if time.monotonic() > deadline:
             raise ComponentError(_why(home, "gateway", f"does not answer after {READY_SECONDS:g} s"))
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # polled with a deadline: nothing wakes us
 
 
 def _why(home: Home, name: str, how: str) -> str:
@@ -142,7 +142,7 @@ def _alone(home: Home) -> Iterator[None]:
     while (held := state.lock(home)) is None:
         if time.monotonic() > deadline:
             raise _busy(home)
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # polled with a deadline: nothing wakes us
     try:
         yield
     finally:

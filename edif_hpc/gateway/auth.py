@@ -130,7 +130,7 @@ class Auth:
 
 
 def _forwarded(headers: Headers) -> bool:
-    return any(name in FORWARDING or name.startswith("x-forwarded-") for name in headers.keys())  # noqa: SIM118
+    return any(name in FORWARDING or name.startswith("x-forwarded-") for name in headers)
 
 
 def _own_host(headers: Headers) -> bool:

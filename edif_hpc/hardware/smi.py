@@ -32,7 +32,7 @@ def parse_nvidia(text: str) -> Report:
     """Read `nvidia-smi -q -x`. A GPU in MIG mode is replaced by its slices: only those can be used."""
     try:
         # The text comes from the driver's own tool on this machine, and external entities are not fetched.
-        root = ElementTree.fromstring(text)  # noqa: S314
+        root = ElementTree.fromstring(text)  # noqa: S314 - see above
     except ElementTree.ParseError:
         return Report()
     devices: list[Device] = []

@@ -246,7 +246,8 @@ class Agent:
             await self._until_stirred()
 
     def _forget_the_dead(self) -> list[Resident]:
-        dead = [resident for resident in self.residents.ready() if resident.host and resident.host.died.done()]
+        held = [resident for resident in self.residents.models.values() if resident.state == "ready"]
+        dead = [resident for resident in held if resident.host and resident.host.died.done()]
         for resident in dead:
             logger.error("model host died", model=resident.key.repo_id)
             self.residents.forget(resident)

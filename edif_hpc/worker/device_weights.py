@@ -27,6 +27,7 @@ NODES = ("nvidia*", "kfd", "dri/*")
 def export(model: Any) -> tuple[int, int]:
     """The descriptor of a manifest with one IPC handle per tensor, and the size of the weights in bytes."""
     slots, tensors = unique_tensors(model._module)
+    # torch.multiprocessing has no annotations.
     handles = [reduce_tensor(tensor.detach()) for tensor in tensors]  # type: ignore[no-untyped-call]
     manifest = os.memfd_create("edif-handles", os.MFD_CLOEXEC)
     with os.fdopen(os.dup(manifest), "wb") as handle:

@@ -99,6 +99,7 @@ def _compacting_pickle() -> ModuleType:
             if not isinstance(value, torch.Tensor):
                 return NotImplemented
             small = _compacted(value, compact)
+            # torch annotates neither this method nor, below, a module of our making.
             return NotImplemented if small is value else small.__reduce_ex__(4)  # type: ignore[no-untyped-call]
 
     module = ModuleType("edif_hpc_compacting_pickle")

@@ -13,7 +13,7 @@ from edif_hpc.worker.contract import RunSpec, Verdict
 from edif_hpc.worker.run import Runner
 
 
-class _Caught(Backend):  # type: ignore[misc]
+class _Caught(Backend):  # type: ignore[misc]  # nnsight has no annotations
     """Takes the block's payload instead of running it, as a client would."""
 
     blob = b""

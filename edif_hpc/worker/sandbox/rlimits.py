@@ -36,7 +36,8 @@ def _mapped_now() -> tuple[int, int]:
     fields = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Vm")
     )
-    return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmSize", "VmData"))  # type: ignore[return-value]
+    size, data = (int(fields[name].split()[0]) * 1024 for name in ("VmSize", "VmData"))
+    return size, data
 
 
 def apply(policy: Policy) -> None:
