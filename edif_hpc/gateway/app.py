@@ -52,6 +52,7 @@ class Gateway:
 def create_app(
     settings: Settings,
     redis: Redis,
+    reader: Redis,
     store: Store,
     *,
     cache: Path,
@@ -62,6 +63,7 @@ def create_app(
     """Build the gateway around its servers.
 
     Args:
+        reader: another client, for the one loop that reads events.
         cache: the Hugging Face hub cache that the workers load from.
         spool: a private folder for large payloads while they are received.
         link_secret: signs result links.
@@ -71,7 +73,7 @@ def create_app(
     queue, events, registry, keys = Queue(redis, limits), Events(redis), Registry(redis), ApiKeys(redis)
     observed = Observed(registry, settings.worker.required_isolation)
     auth = Auth(keys, observed, trust_owner=settings.gateway.trust_owner)
-    sessions = Sessions(redis, events)
+    sessions = Sessions(redis, Events(reader))
     answers = Answers(
         queue,
         store,
@@ -101,6 +103,7 @@ def create_app(
         await asyncio.gather(*tasks, return_exceptions=True)
         results.close()
         await redis.aclose()
+        await reader.aclose()
 
     routes: list[Route | WebSocketRoute] = [
         Route("/request", intake.post, methods=["POST"]),

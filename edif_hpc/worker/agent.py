@@ -186,6 +186,7 @@ class Agent:
         attempt = Attempt(claim, resident, self.queue, self.store, self.settings, ahead=ahead)
         self.attempts[claim.request_id] = attempt
         self._spawn(self._serve(attempt, resident))
+        await asyncio.sleep(0)  # it is on its way to its host before the next one is asked for
         return claim
 
     def _has_slot(self, resident: Resident) -> bool:

@@ -19,7 +19,7 @@ from typing import NoReturn
 import torch
 
 from edif_hpc.core.isolation import Isolation
-from edif_hpc.worker import sandbox
+from edif_hpc.worker import prefault, sandbox
 from edif_hpc.worker.channel import Channel
 from edif_hpc.worker.contract import HostSpec, RunSpec
 from edif_hpc.worker.messages import finished_message, run_spec
@@ -44,6 +44,8 @@ class Preparation:
     zygote: int
     handles: int = -1
     """The descriptor of the weights' IPC handles, on a device."""
+    pages: tuple[prefault.Span, ...] = ()
+    """What every run needs."""
     readable: tuple[Path, ...] = ()
     """What a locked executor may read beside the interpreter: see `adapter_paths`."""
 
@@ -97,6 +99,7 @@ def _report_broken(fd: int, error: Exception) -> None:
 def _prepare(preparation: Preparation, fd: int, processes: int) -> int:
     """Lock down; returns the size of the address space that was there before any request."""
     spec = preparation.spec
+    prefault.bring(preparation.pages)
     _reseed()
     if spec.threads > 1:
         torch.set_num_threads(spec.threads)

@@ -124,7 +124,7 @@ async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, dead
     )  # fmt: skip
     accelerator = "cpu" if "cpu" in devices else machine.profile.name
     with scratch(Path(tempfile.gettempdir()), SCRATCH, f"{worker_id}-") as folder:
-        redis = redis_endpoint(home, settings).client()
+        redis = redis_endpoint(home, settings).client(one_by_one=True)
         agent = Agent(
             record,
             settings,

@@ -7,7 +7,6 @@ to a whole allocation: the agent alone decides when they end. No torch here.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -15,8 +14,8 @@ import sys
 from collections.abc import Mapping
 
 from edif_hpc.worker.contract import HostSpec
+from edif_hpc.worker.sandbox.kernel import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, prctl
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
 PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "ROCR_", "HIP_", "HSA_", "GPU_DEVICE_", "MIOPEN_", "NCCL_")
@@ -60,10 +59,10 @@ def zygote_environment(inherited: Mapping[str, str]) -> dict[str, str]:
 
 def guard_process(parent: int) -> None:
     """Die with the parent, be nobody's to trace, and leave allocation-wide signals to the agent."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
-    _prctl(PR_SET_DUMPABLE, 0)
+    prctl(PR_SET_DUMPABLE, 0)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
@@ -76,7 +75,7 @@ def kill(pidfd: int) -> None:
 
 def become_subreaper() -> None:
     """Inherit orphaned descendants instead of leaving them to init."""
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def mapped_bytes() -> int:
@@ -116,10 +115,3 @@ def _statm() -> tuple[int, int, int]:
     with open("/proc/self/statm", "rb") as handle:
         size, resident, shared = handle.read().split()[:3]
     return int(size) * PAGE, int(resident) * PAGE, int(shared) * PAGE
-
-
-def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl {option}: {os.strerror(number)}")

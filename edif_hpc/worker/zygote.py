@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edif_hpc.core.errors import EdifError, HostError
 from edif_hpc.core.isolation import Isolation
-from edif_hpc.worker import huge_pages, sandbox
+from edif_hpc.worker import huge_pages, prefault, sandbox
 from edif_hpc.worker.channel import Channel, close_all
 from edif_hpc.worker.contract import HostSpec
 from edif_hpc.worker.executor import Preparation, adapter_paths, serve
@@ -68,6 +68,7 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
     huge_pages.collapse()
     _, shared = _expect(host, "weights")
     handles = -1
+    pages: tuple[prefault.Span, ...] = ()
     if spec.device == "cpu":
         weights.attach(model, *shared)
         close_all(shared)
@@ -77,8 +78,12 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
     else:
         (handles,) = shared  # a process that touched the device may not fork: each executor opens them itself
     models.settle()
+    if spec.device == "cpu":
+        pages = prefault.learn(lambda: warm_up(runner))
+        if not pages:
+            host.send({"type": "progress", "text": "the pages of a run could not be learnt, which costs only time"})
     readable = adapter_paths(spec.adapters.values())
-    return Preparation(spec, runner, reach, level, os.getpid(), handles, readable)
+    return Preparation(spec, runner, reach, level, os.getpid(), handles, pages, readable)
 
 
 class Zygote:

@@ -75,7 +75,6 @@ TARGETS = [
     Target("throughput/32", ("none",), 0.7, True),
     Target("throughput/32", ("process", "locked"), 0.12, True),
     Target("burst", ("none",), 100.0),
-    Target("large", ALL, 1.6),
     Target("first_result", ALL, 15.0),
     Target("gateway_start", ALL, 1.5),
     Target("gateway_memory", ALL, 100.0),

@@ -82,15 +82,19 @@ class Bench:
                 self.say(f"warming up: {subject.name}, {ask.name}")
                 measures.stock_latencies(subject, ask, WARM_UPS)
                 measures.lean_latencies(subject, ask, WARM_UPS)
-        for number in range(self.plan.rounds):
-            for subject in self.people:
-                self._round(subject, f"round {number + 1} of {self.plan.rounds}: {subject.name}")
         for number in range(self.plan.large if "large" in self.parts else 0):
             for subject in self.people:
                 self.say(f"140 MB result {number + 1} of {self.plan.large}: {subject.name}")
                 self.add("large", subject, measures.large(subject, self.tiny))
         for subject in self.services:
-            self._once(subject)
+            self._size(subject)
+        for number in range(self.plan.rounds):
+            for subject in self.people:
+                self._round(subject, f"round {number + 1} of {self.plan.rounds}: {subject.name}")
+        if "burst" in self.parts:
+            for subject in self.services:
+                self.say(f"burst of {self.plan.burst}: {subject.name}")
+                self.add("burst", subject, measures.burst(subject, self.tiny, self.plan.burst))
 
     def _round(self, subject: Subject, where: str) -> None:
         if {"latency", "overhead"} & set(self.parts):
@@ -107,18 +111,18 @@ class Bench:
                 rate = measures.throughput(subject, self.tiny, clients, self.plan.time_box)
                 self.add(f"throughput/{clients}", subject, rate)
 
-    def _once(self, subject: Subject) -> None:
-        if "burst" in self.parts:
-            self.say(f"burst of {self.plan.burst}: {subject.name}")
-            self.add("burst", subject, measures.burst(subject, self.tiny, self.plan.burst))
+    def _size(self, subject: Subject) -> None:
+        """Memory after as many requests at every level: Redis keeps their results for a while."""
+        if not {"memory", "gateway"} & set(self.parts):
+            return
+        self.say(f"memory after {self.plan.gateway_requests} requests: {subject.name}")
+        memory = measures.gateway_memory(subject, self.tiny, self.plan.gateway_requests)
         if "memory" in self.parts:
-            self.say(f"memory: {subject.name}")
             for component, mebibytes in measures.service_memory(subject).items():
                 self.add(f"memory/{component}", subject, mebibytes)
         if "gateway" in self.parts:
-            self.say(f"gateway's memory after {self.plan.gateway_requests} requests, and its start: {subject.name}")
-            memory = measures.gateway_memory(subject, self.tiny, self.plan.gateway_requests)
             self.add("gateway_memory", subject, memory)
+            self.say(f"gateway's start: {subject.name}")
             self.add("gateway_start", subject, measures.gateway_start(subject))
 
     def values(self) -> report.Values:
