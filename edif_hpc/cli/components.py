@@ -99,7 +99,7 @@ def fleet(home: HomeOption = None, config: ConfigOption = None) -> None:
     refuse_running(place, "fleet")
     refuse_versions(place, settings, "fleet")
     with recorded(place, "fleet"):
-        serve(place, settings)
+        serve(place, settings, config)
 
 
 @refusals
@@ -108,6 +108,10 @@ def worker(
     config: ConfigOption = None,
     name: Annotated[str, typer.Option("--id", metavar="ID", help="The worker's name (default: a random one).")] = "",
     pool: Annotated[str, typer.Option(help="The pool it belongs to.")] = "local",
+    deadline: Annotated[
+        float | None,
+        typer.Option(metavar="TIME", help="When it must have ended, in Unix seconds (default: never)."),
+    ] = None,
 ) -> None:
     import secrets
 
@@ -121,4 +125,4 @@ def worker(
     refuse_running(place, worker_id)
     refuse_versions(place, settings, worker_id)
     with recorded(place, worker_id):
-        serve(place, settings, worker_id=worker_id, pool=pool)
+        serve(place, settings, worker_id=worker_id, pool=pool, deadline=deadline)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import typer
 
@@ -50,6 +50,9 @@ def show(home: HomeOption = None, config: ConfigOption = None, json: JsonOption 
         {"setting": name, "value": masked(value), "origin": loaded.origins.get(name, "default")}
         for name, value in flattened(loaded.settings.model_dump(mode="json"), set(documented()))
     ]
+    for row in rows:
+        if row["setting"] == "pool":  # what is in each of them, `pool show` tells
+            row["value"] = [pool.name for pool in loaded.settings.pool]
     if not json:
         for row in rows:
             row["value"] = '""' if row["value"] == "" else UNSET if row["value"] is None else row["value"]
@@ -82,9 +85,12 @@ def documented() -> dict[str, tuple[str, str]]:
             kind: Any = field.annotation
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 visit(kind, f"{prefix}{name}.")
+            elif get_origin(kind) is list and issubclass(get_args(kind)[0], BaseModel):
+                visit(get_args(kind)[0], f"{prefix}{name}.")
             else:
+                default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
                 found[f"{prefix}{name}"] = (
-                    _shown(field.get_default(call_default_factory=True)),
+                    default,
                     field.description or "",
                 )
 

@@ -43,3 +43,13 @@ def with_redis(place: Home, work: Callable[[Redis], Awaitable[T]]) -> T:
         raise Unavailable(
             f"Redis at {endpoint.address} does not answer ({why}); is the service up? See `edif-hpc ps`."
         ) from None
+
+
+def with_redis_if_up(place: Home, work: Callable[[Redis], Awaitable[T]], otherwise: T) -> T:
+    """The same, for what is also worth showing while the service is down."""
+    from edif_hpc.core.errors import EdifError
+
+    try:
+        return with_redis(place, work)
+    except EdifError:
+        return otherwise

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from .errors import SettingsError
 from .isolation import Isolation
+from .pools import Pool
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 HOUR = 3600.0
@@ -109,6 +110,18 @@ class WorkerSettings(Section):
         return self.heartbeat_seconds * self.lease_heartbeats
 
 
+class NetworkSettings(Section):
+    address: str = Field(
+        "", description="Host name or address of this machine that compute nodes reach; empty: loopback only."
+    )
+
+
+class SlurmSettings(Section):
+    sbatch: str = Field("sbatch", min_length=1, description="The site's sbatch, as `sbatch.tinygpu`.")
+    squeue: str = Field("squeue", min_length=1, description="The site's squeue.")
+    scancel: str = Field("scancel", min_length=1, description="The site's scancel.")
+
+
 class FleetSettings(Section):
     workers: int = Field(1, ge=0, le=64, description="Most local workers at a time.")
     tick_seconds: float = Field(1.0, gt=0, description="How often the fleet looks at the queue.")
@@ -127,7 +140,19 @@ class Settings(BaseSettings):
     models: ModelSettings = Field({}, validate_default=True)
     worker: WorkerSettings = Field({}, validate_default=True)
     fleet: FleetSettings = Field({}, validate_default=True)
+    network: NetworkSettings = Field({}, validate_default=True)
+    slurm: SlurmSettings = Field({}, validate_default=True)
+    pool: list[Pool] = Field([], description="Pools, each a [[pool]] of its own; none: local processes.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="How much components log.")
+
+    @field_validator("pool")
+    @classmethod
+    def names_of_their_own(cls, pools: list[Pool]) -> list[Pool]:
+        names = [pool.name for pool in pools]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"two pools are named {twice!r}")
+        return pools
 
     @classmethod
     def settings_customise_sources(
@@ -168,10 +193,20 @@ def load(file: Path, overrides: dict[str, Any] | None = None, *, must_exist: boo
         return Loaded(settings=Settings(**merged), origins=origins)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        origin = origins.get(key, "settings")
+        key = ".".join(_named(part, merged) for part in first["loc"])
+        origin = origins.get(key) or origins.get(key.partition(".")[0], "settings")
         message = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-        raise SettingsError(f"The setting {key} ({origin}) is wrong: {message}.") from None
+        raise SettingsError(
+            f"The setting {key} ({origin}) is wrong: {message.removeprefix('Value error, ')}."
+        ) from None
+
+
+def _named(part: int | str, values: dict[str, Any]) -> str:
+    """A part of a key; for the number of a pool, its name."""
+    pools = values.get("pool")
+    if isinstance(part, int) and isinstance(pools, list) and part < len(pools) and isinstance(pools[part], dict):
+        return str(pools[part].get("name", part))
+    return str(part)
 
 
 def _read_file(file: Path, must_exist: bool) -> dict[str, Any]:

@@ -12,18 +12,33 @@ from fnmatch import fnmatchcase
 
 from edif_hpc.core.registry import WorkerRecord
 
-BACKOFF_SECONDS = (1.0, 5.0, 15.0)
-"""Pauses after a worker that died young. One more death than there are pauses, and the pool is paused."""
-PAUSE_SECONDS = 60.0
-"""A paused pool is tried once more after this time, when somebody asks for it."""
-YOUNG_SECONDS = 30.0
 DEEP_QUEUE = 8
 """Requests waiting per worker that holds the model, above which another worker is worth its start."""
 
 
 @dataclass(frozen=True)
+class Patience:
+    """How a pool takes deaths.
+
+    Args:
+        young_seconds: a worker that failed before this age died young.
+        backoff_seconds: pauses after such deaths. One more death than there are pauses, and the pool is paused.
+        pause_seconds: a paused pool is tried once more after this time, when somebody asks for it.
+    """
+
+    young_seconds: float
+    backoff_seconds: tuple[float, ...]
+    pause_seconds: float
+
+
+PROCESSES = Patience(30.0, (1.0, 5.0, 15.0), 60.0)
+ALLOCATIONS = Patience(60.0, (60.0, 300.0, 900.0, 3600.0), 6 * 3600.0)
+"""An allocation that fails costs queue time and other people's patience."""
+
+
+@dataclass(frozen=True)
 class Launched:
-    """A worker that was launched and has not ended. `launched` is when."""
+    """A worker that was launched and has not ended. `launched` is when it began to run."""
 
     worker_id: str
     launched: float
@@ -34,28 +49,39 @@ class Pool:
     """What may be launched of one kind, and how that went lately.
 
     Args:
+        least: workers that are kept also when nobody asks.
+        stopped: by an admin: nothing is launched.
+        pending: why what was launched has not started, in Slurm's words.
         models: repo ids or patterns that its workers may serve.
         deaths: workers in a row that died young; `last_death` is when the latest did, `cause` its last words.
     """
 
     name: str
     most: int
+    least: int = 0
+    stopped: bool = False
+    pending: str = ""
     models: Sequence[str] = ("*",)
     launched: Sequence[Launched] = ()
     deaths: int = 0
     last_death: float = 0.0
     cause: str = ""
+    patience: Patience = PROCESSES
 
     @property
     def paused(self) -> bool:
-        return self.deaths > len(BACKOFF_SECONDS)
+        return self.deaths > len(self.patience.backoff_seconds)
 
     def may_launch_at(self) -> float:
         """When the back-off lets the next worker start."""
         if not self.deaths:
             return 0.0
-        pause = PAUSE_SECONDS if self.paused else BACKOFF_SECONDS[self.deaths - 1]
-        return self.last_death + pause
+        patience = self.patience
+        return self.last_death + (patience.pause_seconds if self.paused else patience.backoff_seconds[self.deaths - 1])
+
+    @property
+    def room(self) -> bool:
+        return not self.stopped and len(self.launched) < self.most
 
     def serves(self, repo_id: str) -> bool:
         return any(fnmatchcase(repo_id, pattern) for pattern in self.models)
@@ -85,6 +111,10 @@ def decide(targets: Sequence[Target], workers: Sequence[WorkerRecord], pools: Se
     serving = [worker for worker in workers if worker.state != "draining"]
     for target in targets:
         _consider(target, serving, pools, now, decision)
+    for pool in pools:
+        if pool.room and len(pool.launched) < pool.least and pool.may_launch_at() <= now:
+            decision.launch.append(pool.name)
+    decision.launch = list(dict.fromkeys(decision.launch))
     return decision
 
 
@@ -96,11 +126,12 @@ def _consider(
         return
     able = [pool for pool in pools if pool.serves(target.repo_id)]
     known = {worker.worker_id for worker in serving}
-    if any(launched.worker_id not in known for pool in able for launched in pool.launched):
+    starting = [pool for pool in able if any(launched.worker_id not in known for launched in pool.launched)]
+    if starting:
         if not reached.served:
-            decision.notes[target.key] = "A worker is starting."
+            decision.notes[target.key] = _starting(starting[0])
         return
-    with_room = [pool for pool in able if len(pool.launched) < pool.most and pool.name not in decision.launch]
+    with_room = [pool for pool in able if pool.room and pool.name not in decision.launch]
     ready = [pool for pool in with_room if pool.may_launch_at() <= now]
     if ready:
         decision.launch.append(ready[0].name)
@@ -108,6 +139,12 @@ def _consider(
             decision.notes[target.key] = "A worker is being started."
     elif not reached.served:
         _explain(target, able, with_room, reached.failures, now, decision)
+
+
+def _starting(pool: Pool) -> str:
+    if pool.pending:
+        return f"An allocation of the pool {pool.name} waits in Slurm ({pool.pending})."
+    return "A worker is starting."
 
 
 @dataclass(frozen=True)
@@ -139,7 +176,7 @@ def _reached(target: Target, serving: Sequence[WorkerRecord], pools: Sequence[Po
 
 
 def _room(pools: Sequence[Pool]) -> bool:
-    return any(len(pool.launched) < pool.most for pool in pools)
+    return any(pool.room for pool in pools)
 
 
 def _explain(
@@ -159,14 +196,18 @@ def _explain(
         )
     elif paused:
         decision.refusals[target.key] = (
-            f"No worker can be started: the last {paused[0].deaths} ended within {YOUNG_SECONDS:g} s, the latest "
-            f"with: {paused[0].cause}"
+            f"No worker can be started: the last {paused[0].deaths} ended within "
+            f"{paused[0].patience.young_seconds:g} s, the latest with: {paused[0].cause}"
         )
     elif failures:
         decision.refusals[target.key] = failures[0]
     elif not able:
         decision.refusals[target.key] = f"No pool of this service serves {target.repo_id}."
+    elif all(pool.stopped for pool in able):
+        decision.notes[target.key] = f"The pool {able[0].name} was stopped by an admin; your request waits for it."
     elif not any(pool.most for pool in able):
-        decision.notes[target.key] = "No worker runs, and this service starts none by itself (fleet.workers is 0)."
+        decision.notes[target.key] = (
+            f"No worker runs, and this service starts none by itself (the pool {able[0].name} may have 0)."
+        )
     else:
         decision.notes[target.key] = "Waiting for a worker to end, since no more may run."

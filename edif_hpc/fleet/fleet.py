@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from redis.exceptions import RedisError
 
 from edif_hpc.core import log
 from edif_hpc.core.errors import EdifError, Unavailable
+from edif_hpc.core.pools import Pool as PoolSettings
 from edif_hpc.core.queue import Queue, keys
 from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.settings import Settings
@@ -20,7 +22,9 @@ from edif_hpc.core.store import Store, in_thread
 from edif_hpc.core.wire import ModelKey, Status
 
 from .announce import announce, leave
-from .decide import YOUNG_SECONDS, Decision, Pool, Target, decide
+from .brake import stop as halt
+from .brake import stopped
+from .decide import ALLOCATIONS, PROCESSES, Decision, Patience, Pool, Target, decide
 from .local import Ended, Launcher
 
 logger = log.get("fleet")
@@ -47,12 +51,13 @@ YIELD = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]
 class Health:
     """How launching went lately, per pool."""
 
+    patience: Patience = PROCESSES
     deaths: int = 0
     last_death: float = 0.0
     cause: str = ""
 
     def note(self, ended: Ended, now: float) -> None:
-        if ended.lived_seconds > YOUNG_SECONDS or not ended.status:
+        if ended.lived_seconds > self.patience.young_seconds or not ended.status:
             self.deaths = 0
             return
         self.deaths += 1
@@ -61,20 +66,37 @@ class Health:
 
 
 class Fleet:
-    """Scales pools to what waits. `launchers`: pool name -> launcher."""
+    """Scales pools to what waits.
 
-    def __init__(self, settings: Settings, redis: Redis, store: Store, launchers: dict[str, Launcher]) -> None:
+    Launchers may take long: Slurm's commands answer when slurmctld pleases. They run in a thread, while the leader's
+    claim is renewed beside them.
+
+    Args:
+        launchers: one for each of `pools`, by its name.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        store: Store,
+        pools: Sequence[PoolSettings],
+        launchers: dict[str, Launcher],
+    ) -> None:
         self.settings = settings
         self.redis: Any = redis
         self.store = store
+        self.pools = {pool.name: pool for pool in pools}
         self.launchers = launchers
         self.queue = Queue(redis, settings.limits)
         self.registry = Registry(redis)
-        self.health = {name: Health() for name in launchers}
+        self.health = {pool.name: Health(ALLOCATIONS if pool.launcher == "slurm" else PROCESSES) for pool in pools}
         self.token = secrets.token_hex(8)
         self._renew = redis.register_script(RENEW)
         self._yield = redis.register_script(YIELD)
         self._objects_due = 0.0
+        self._is_leader = False
+        self._halted: set[str] = set()
 
     @property
     def lead_seconds(self) -> float:
@@ -83,6 +105,7 @@ class Fleet:
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until told to stop. Redis may go away at any time; the loop waits for it."""
         away = False
+        leading = asyncio.create_task(self._keep_leading())
         while not stop.is_set():
             try:
                 if await self.leads():
@@ -93,17 +116,29 @@ class Fleet:
                     logger.warning("redis is away", error=str(error))
                 away = True
             await _sleep(stop, self.settings.fleet.tick_seconds)
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)  # it never ends otherwise
         try:
             await self._yield(keys=[keys.FLEET_LEADER], args=[self.token])
             await leave(self.redis, NAME)
         except (RedisError, OSError) as error:
             logger.warning("redis is away at the end", error=str(error))
 
+    async def _keep_leading(self) -> None:
+        """Stay the leader through a tick that takes long; a follower stays one."""
+        while True:
+            await asyncio.sleep(self.settings.fleet.tick_seconds)
+            if self._is_leader:
+                try:
+                    await self.leads()
+                except (RedisError, OSError):
+                    self._is_leader = False  # the loop says that Redis is away, and asks anew
+
     async def leads(self) -> bool:
         """Become or stay the leader, if nobody else is."""
-        return bool(
-            await self._renew(keys=[keys.FLEET_LEADER], args=[self.token, int(self.lead_seconds * 1000)])
-        )  # fmt: skip
+        answer = await self._renew(keys=[keys.FLEET_LEADER], args=[self.token, int(self.lead_seconds * 1000)])
+        self._is_leader = bool(answer)
+        return self._is_leader
 
     async def tick(self) -> None:
         """One look at everything."""
@@ -113,11 +148,13 @@ class Fleet:
         )
         if reclaimed or dead or overdue:
             logger.warning("swept", reclaimed=reclaimed, dead=dead, overdue=overdue)
-        self._bury()
+        await self._bury()
         workers = await self.registry.workers()
         waiting = {**dict.fromkeys(await self._wanted(workers), 0), **await self.queue.waiting()}
         targets = [_target(key, count) for key, count in waiting.items()]
-        decision = decide(targets, workers, self._pools(), time.time())
+        await self._halt()
+        pools = await asyncio.to_thread(self._pools)
+        decision = decide(targets, workers, pools, time.time())
         await self._act(decision)
         await self._delete_objects()
 
@@ -142,30 +179,45 @@ class Fleet:
             pools.append(
                 Pool(
                     name,
-                    self.settings.fleet.workers,
+                    self.pools[name].max_workers,
+                    least=self.pools[name].min_workers,
+                    stopped=name in self._halted,
+                    pending=launcher.pending(),
+                    models=self.pools[name].models,
                     launched=launcher.launched(),
                     deaths=health.deaths,
                     last_death=health.last_death,
                     cause=health.cause,
+                    patience=health.patience,
                 )
             )
         return pools
 
-    def _bury(self) -> None:
+    async def _halt(self) -> None:
+        """Obey the admin who stopped pools."""
+        self._halted = await stopped(self.redis)
+        for name in self._halted & self.launchers.keys():
+            await asyncio.to_thread(self.launchers[name].halt)
+
+    async def _bury(self) -> None:
         for name, launcher in self.launchers.items():
-            for ended in launcher.ended():
+            for ended in await asyncio.to_thread(launcher.ended):
                 self.health[name].note(ended, time.time())
+                if ended.cancelled:
+                    await halt(self.redis, name)
+                    logger.warning("somebody cancelled an allocation: its pool is stopped", pool=name)
                 logger.info(
                     "worker ended", worker=ended.worker_id, status=ended.status, lived=round(ended.lived_seconds, 1)
                 )
-            settled = time.time() - YOUNG_SECONDS
-            if any(launched.launched < settled for launched in launcher.launched()):
+            settled = time.time() - self.health[name].patience.young_seconds
+            running = await asyncio.to_thread(launcher.launched)
+            if any(launched.launched < settled for launched in running):
                 self.health[name].deaths = 0
 
     async def _act(self, decision: Decision) -> None:
         for name in decision.launch:
             try:
-                worker_id = self.launchers[name].launch()
+                worker_id = await asyncio.to_thread(self.launchers[name].launch)
             except (EdifError, OSError) as error:
                 self.health[name].note(Ended("", 0.0, 1, str(error)), time.time())
                 logger.error("launch failed", pool=name, error=str(error))

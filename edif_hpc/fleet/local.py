@@ -21,12 +21,14 @@ WORDS = 300
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker that is gone. `status` is None when nobody could see how; `cause` its last words."""
+    """A worker that is gone. `status` is None when nobody could see how; `cause` its last words. `cancelled`: by a
+    person, past this service."""
 
     worker_id: str
     lived_seconds: float
     status: int | None
     cause: str
+    cancelled: bool = False
 
 
 class Launcher(Protocol):
@@ -40,6 +42,12 @@ class Launcher(Protocol):
 
     def ended(self) -> list[Ended]:
         """Workers that ended since the last call."""
+
+    def pending(self) -> str:
+        """Why what was launched has not started; "" when nothing waits."""
+
+    def halt(self) -> None:
+        """Take back what was launched and has not started."""
 
 
 class LocalLauncher:
@@ -70,6 +78,12 @@ class LocalLauncher:
             if not record.alive and record.name not in self._children:
                 process.forget(self.home, record)
         return gone
+
+    def pending(self) -> str:
+        return ""  # a process starts at once
+
+    def halt(self) -> None:
+        return  # and so there is nothing to take back
 
     def _cause(self, worker_id: str, child: subprocess.Popen[bytes]) -> str:
         if child.returncode < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 from edif_hpc.core import log
 from edif_hpc.core.endpoints import redis_endpoint, store_endpoint
@@ -13,20 +14,18 @@ from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread
 
 from .fleet import Fleet
-from .local import LocalLauncher
+from .pools import launchers, pools_of
 
 logger = log.get("fleet")
 
-LOCAL_POOL = "local"
 
-
-def serve(home: Home, settings: Settings) -> None:
+def serve(home: Home, settings: Settings, config: Path | None = None) -> None:
     """Run the fleet in the foreground until SIGTERM or SIGINT. Workers it launched live on."""
     log.configure("fleet", settings.log_level)
-    asyncio.run(_serve(home, settings))
+    asyncio.run(_serve(home, settings, config))
 
 
-async def _serve(home: Home, settings: Settings) -> None:
+async def _serve(home: Home, settings: Settings, config: Path | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -35,7 +34,7 @@ async def _serve(home: Home, settings: Settings) -> None:
     store = Store(store_endpoint(home, settings))
     if settings.store.endpoint:
         await _ensure_bucket(store)
-    fleet = Fleet(settings, redis, store, {LOCAL_POOL: LocalLauncher(home, LOCAL_POOL)})
+    fleet = Fleet(settings, redis, store, pools_of(settings), launchers(home, settings, config))
     logger.info("serving", pools=list(fleet.launchers))
     try:
         await fleet.run(stop)

@@ -14,9 +14,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 from edif_hpc import __version__
-from edif_hpc.core import log
+from edif_hpc.core import log, walltime
 from edif_hpc.core.errors import EdifError, HostDied, ModelError
 from edif_hpc.core.queue import Claim, Events, Queue, Release, Verdict, keys
+from edif_hpc.core.queue.queue import FOREVER_SECONDS
 from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
@@ -35,8 +36,6 @@ another worker may be free."""
 LOAD_ATTEMPTS = 2
 """When a model host dies while it loads; one that says what is wrong with a model would say it again."""
 DRAIN_SECONDS = 20.0
-FLUSH_MARGIN_SECONDS = 5.0
-"""Kept free before a deadline for uploads."""
 REDIS_PAUSE_SECONDS = 1.0
 ROOM_POLL_SECONDS = 1.0
 CANCEL_SECONDS = 0.5
@@ -71,10 +70,11 @@ class Agent:
         return self.settings.worker.lease_seconds
 
     def remaining_seconds(self) -> float:
-        """What is left for requests before the deadline, less the flush margin."""
+        """What is left for requests before the deadline, less what uploads and goodbyes take."""
         if self.record.deadline is None:
-            return 1e9
-        return self.record.deadline - time.time() - FLUSH_MARGIN_SECONDS
+            return FOREVER_SECONDS
+        flush = walltime.flush_seconds(self.record.deadline - self.record.started)
+        return self.record.deadline - time.time() - flush
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ class Agent:
         self.record.state = "serving"
         loops = [
             asyncio.create_task(loop)
-            for loop in (self._heartbeats(), self._listen(), self._claims(), self._make_resident())
+            for loop in (self._heartbeats(), self._listen(), self._claims(), self._make_resident(), self._walltime())
         ]
         stop = asyncio.create_task(self.draining.wait())
         try:
@@ -167,7 +167,12 @@ class Agent:
         if now - self._last_busy > self.settings.worker.idle_seconds:
             logger.info("idle", seconds=self.settings.worker.idle_seconds)
             self.stop()
-        if self.remaining_seconds() <= 0:
+
+    async def _walltime(self) -> None:
+        """The clock, which suffices without any signal."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.draining.wait(), self.remaining_seconds())
+        if not self.draining.is_set():
             logger.info("walltime ends")
             self.stop(Release.WALLTIME)
 

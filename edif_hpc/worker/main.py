@@ -17,12 +17,12 @@ import psutil
 import uvloop
 
 from edif_hpc import __version__
-from edif_hpc.core import log
+from edif_hpc.core import log, walltime
 from edif_hpc.core.endpoints import redis_endpoint, store_endpoint
 from edif_hpc.core.errors import ComponentError, SettingsError
 from edif_hpc.core.home import Home
 from edif_hpc.core.isolation import Isolation
-from edif_hpc.core.queue import Queue
+from edif_hpc.core.queue import Queue, Release
 from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.scratch import scratch
 from edif_hpc.core.settings import Settings
@@ -113,6 +113,7 @@ def model_cache(home: Home, settings: Settings) -> Path:
 
 
 async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, deadline: float | None) -> None:
+    settings = for_pool(settings, pool)
     isolation = choose_isolation(settings)
     machine = await asyncio.to_thread(detect)
     devices = places(settings, machine)
@@ -133,8 +134,9 @@ async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, dead
             Residents(settings, cache, folder, devices, accelerator, isolation),
         )
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, agent.stop)
+        loop.add_signal_handler(signal.SIGUSR2, _warned, agent)
         remembering = asyncio.create_task(_remember_environment(agent))
         try:
             logger.info("serving", worker=worker_id, isolation=isolation.value, devices=devices)
@@ -142,6 +144,29 @@ async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, dead
         finally:
             remembering.cancel()
             await redis.aclose()
+
+
+def _warned(agent: Agent) -> None:
+    """Slurm's signal reaches every process of a step, as a rule early: then the clock decides, else it is obeyed."""
+    record, now = agent.record, time.time()
+    if record.deadline is not None:
+        warning = walltime.warning_seconds(record.deadline - record.started)
+        if walltime.drain_at(now, record.deadline, warning) > now:
+            logger.info("warned of the walltime's end", left=round(record.deadline - now))
+            return
+    agent.stop(Release.WALLTIME)
+
+
+def for_pool(settings: Settings, name: str) -> Settings:
+    """The settings as a pool's own keys change them for its workers."""
+    pool = next((pool for pool in settings.pool if pool.name == name), None)
+    if pool is None:
+        return settings
+    changed: dict[str, object] = {"idle_seconds": pool.idle_seconds}
+    if pool.isolation is not None:
+        demanded = (pool.isolation, settings.worker.required_isolation)
+        changed["required_isolation"] = max(demanded, key=lambda each: each.rank)
+    return settings.model_copy(update={"worker": settings.worker.model_copy(update=changed)})
 
 
 async def _remember_environment(agent: Agent) -> None:

@@ -26,6 +26,7 @@
     wanted            zset    model key -> Unix time, of models that an admin wants loaded without a request
     counters          hash    totals for /metrics
     environment       string  versions of the last worker, for nnsight.compare()
+    pools             hash    pool -> "stopped", of those an admin stopped
     notices           hash    subject -> sentence that explains a pause to people
 
 Channels carry only the doorbell: what changed, never what it is.
@@ -46,6 +47,7 @@ WANTED = PREFIX + "wanted"
 COUNTERS = PREFIX + "counters"
 ENVIRONMENT = PREFIX + "environment"
 NOTICES = PREFIX + "notices"
+POOLS = PREFIX + "pools"
 
 BELL_REQUESTS = PREFIX + "bell:requests"
 """Message: `request id`; at submission `request id session id`; for the terminal event `request id !`."""

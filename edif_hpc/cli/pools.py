@@ -1,0 +1,211 @@
+"""`pool list|show|script|stop|drain|resume` and `allocations`: the admin's view of what runs where, and the brake."""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .context import ConfigOption, HomeOption, JsonOption, locate, refusals, settings_for, table
+
+if TYPE_CHECKING:
+    from edif_hpc.core.home import Home
+    from edif_hpc.core.pools import Pool
+    from edif_hpc.core.registry import WorkerRecord
+    from edif_hpc.core.settings import Settings
+
+LIST_HELP = """List the pools, what each asks for and what it runs now.
+
+Example:
+
+  edif-hpc pool list --json
+"""
+SHOW_HELP = """Show everything about one pool, defaults included.
+
+Example:
+
+  edif-hpc pool show helma
+"""
+SCRIPT_HELP = """Print the sbatch script that a worker of this pool is submitted with. Nothing is submitted.
+
+Example:
+
+  edif-hpc pool script helma
+"""
+STOP_HELP = """Let a pool's workers end what they run, cancel its pending allocations, and start no more.
+
+Example:
+
+  edif-hpc pool stop helma
+"""
+RESUME_HELP = """Let a stopped pool start workers again.
+
+Example:
+
+  edif-hpc pool resume helma
+"""
+ALLOCATIONS_HELP = """List this home's allocations as Slurm sees them: one `squeue`.
+
+Example:
+
+  edif-hpc allocations --json
+"""
+
+pool_app = typer.Typer(help="Pools: the kinds of allocations that workers run in.", no_args_is_help=True)
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The pool's name.")]
+
+
+def register(app: typer.Typer) -> None:
+    pool_app.command("list", help=LIST_HELP)(list_pools)
+    pool_app.command("show", help=SHOW_HELP)(show)
+    pool_app.command("script", help=SCRIPT_HELP)(script)
+    pool_app.command("stop", help=STOP_HELP)(stop)
+    pool_app.command("resume", help=RESUME_HELP)(resume)
+    app.add_typer(pool_app, name="pool")
+    app.command("allocations", help=ALLOCATIONS_HELP)(allocations)
+
+
+@refusals
+def list_pools(home: HomeOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
+    from edif_hpc.fleet.brake import stopped
+    from edif_hpc.fleet.pools import pools_of
+
+    from .redis import with_redis_if_up
+
+    place = locate(home)
+    pools = pools_of(settings_for(place, config).settings)
+    workers = _workers(place)
+    halted: set[str] = with_redis_if_up(place, stopped, set())
+    rows = [
+        {
+            "name": pool.name,
+            "launcher": pool.launcher,
+            "accelerator": pool.accelerator,
+            "time": pool.time if pool.launcher == "slurm" else "",
+            "workers": sum(worker.pool == pool.name for worker in workers.values()),
+            "min": pool.min_workers,
+            "max": pool.max_workers,
+            "handover": pool.handover if pool.launcher == "slurm" else "",
+            "models": pool.models if json else " ".join(pool.models),
+            "state": "stopped" if pool.name in halted else "",
+        }
+        for pool in pools
+    ]
+    columns = ("name", "launcher", "accelerator", "time", "workers", "min", "max", "handover", "models", "state")
+    table("Pools", {name: name.upper() for name in columns}, rows, json=json)
+
+
+@refusals
+def show(name: NameArgument, home: HomeOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
+    pool = _find(settings_for(locate(home), config).settings, name)
+    values = pool.model_dump(mode="json")
+    if json:
+        print(json_module.dumps(values, indent=2))
+        return
+    given = pool.model_fields_set
+    rows = [
+        {"key": key, "value": json_module.dumps(value), "origin": "settings" if key in given else "default"}
+        for key, value in values.items()
+    ]
+    table("Keys", {"key": "KEY", "value": "VALUE", "origin": "ORIGIN"}, rows, json=False)
+
+
+@refusals
+def script(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    from edif_hpc.core.errors import SettingsError
+    from edif_hpc.fleet.slurm import names, order
+    from edif_hpc.fleet.slurm.script import script as text
+
+    place = locate(home)
+    pool = _find(settings_for(place, config).settings, name)
+    if pool.launcher != "slurm":
+        raise SettingsError(f"The pool {name} starts processes on this machine; there is no script for it.")
+    print(text(pool, names.first(place.root, name), order.folder(place.root)))
+
+
+@refusals
+def stop(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    from edif_hpc.fleet.brake import stop as halt
+
+    from .redis import with_redis
+
+    place = locate(home)
+    _find(settings_for(place, config).settings, name)
+    told = with_redis(place, lambda redis: halt(redis, name))
+    print(f"The pool {name} starts no more workers; {told} that run were told to end.")
+    print(f"Let it start again with:  edif-hpc pool resume {name}")
+
+
+@refusals
+def resume(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    from edif_hpc.fleet.brake import resume as release
+
+    from .redis import with_redis
+
+    place = locate(home)
+    _find(settings_for(place, config).settings, name)
+    with_redis(place, lambda redis: release(redis, name))
+    print(f"The pool {name} may start workers again.")
+
+
+@refusals
+def allocations(home: HomeOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
+    from edif_hpc.fleet.slurm import names
+    from edif_hpc.fleet.slurm.commands import Slurm
+
+    from .show import duration, moment
+
+    place = locate(home)
+    settings = settings_for(place, config).settings
+    workers = _workers(place)
+    rows = []
+    for seen in Slurm(settings.slurm).allocations():
+        name = names.read(seen.name, place.root)
+        if name is None:
+            continue
+        worker = workers.get(name.worker)
+        left = seen.end - time.time() if seen.end else None
+        rows.append(
+            {
+                "job": seen.job_id,
+                "pool": name.pool,
+                "lineage": name.lineage,
+                "generation": name.generation,
+                "state": seen.state.lower(),
+                "reason": "" if seen.reason == "None" else seen.reason,
+                "node": seen.nodes,
+                "start": seen.start if json else moment(seen.start),
+                "left": left if json else duration(left),
+                "worker": worker.state if worker else "",
+                "running": worker.running if worker else None,
+                "models": len(worker.models) if worker else None,
+            }
+        )
+    columns = (
+        "job", "pool", "lineage", "generation", "state", "reason", "node", "start", "left", "worker", "running",
+        "models",
+    )  # fmt: skip
+    table("Allocations", {each: each.upper() for each in columns}, rows, json=json)
+
+
+def _workers(place: Home) -> dict[str, WorkerRecord]:
+    """Those that serve, by their ids; none while the service is down."""
+    from edif_hpc.core.registry import Registry
+
+    from .redis import with_redis_if_up
+
+    none: list[WorkerRecord] = []
+    return {each.worker_id: each for each in with_redis_if_up(place, lambda redis: Registry(redis).workers(), none)}
+
+
+def _find(settings: Settings, name: str) -> Pool:
+    from edif_hpc.core.errors import SettingsError
+    from edif_hpc.fleet.pools import pools_of
+
+    pools = pools_of(settings)
+    for pool in pools:
+        if pool.name == name:
+            return pool
+    raise SettingsError(f"There is no pool {name!r}; there are: {', '.join(pool.name for pool in pools)}.")

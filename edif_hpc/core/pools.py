@@ -1,0 +1,144 @@
+"""A pool: one kind of allocation, as an admin describes it in `[[pool]]`.
+
+Everything that can be judged without looking at a cluster is refused here, by the key's name: a wrong option would
+otherwise show hours later, as an allocation that never starts.
+"""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .isolation import Isolation
+
+MINUTE, HOUR, DAY = 60, 3600, 86400
+LEAST_SECONDS = 2 * MINUTE
+"""A walltime below this leaves no time to load a model and hand over."""
+SLURM_ONLY = (
+    "image", "partition", "account", "qos", "reservation", "constraint", "gres", "gpus", "cpus", "memory", "exclusive",
+    "options", "setup", "binds",
+)  # fmt: skip
+OWNED_OPTIONS = (
+    "job-name", "output", "error", "open-mode", "time", "signal", "dependency", "requeue", "no-requeue", "export",
+    "array", "nodes", "ntasks", "partition", "account", "qos", "reservation", "constraint", "gres", "gpus",
+    "cpus-per-task", "mem", "exclusive", "wait", "test-only", "parsable", "wrap", "chdir",
+)  # fmt: skip
+"""What a pool's extra options may not set: the launcher does, from keys of their own or for its own needs."""
+TIME = re.compile(
+    r"(?:(?P<days>\d+)-(?P<dh>\d+)(?::(?P<dm>\d+)(?::(?P<ds>\d+))?)?"
+    r"|(?P<h>\d+):(?P<m>\d+):(?P<s>\d+)|(?P<mm>\d+):(?P<ss>\d+)|(?P<minutes>\d+))"
+)
+
+
+class Pool(BaseModel):
+    """One `[[pool]]`. Slurm's own words are used for what Slurm is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern="^[a-z][a-z0-9-]{0,30}$", description="Its name: small letters, digits, hyphens.")
+    launcher: Literal["local", "slurm"] = Field(default="slurm", description="Processes here, or allocations.")
+    accelerator: Literal["cuda", "rocm", "cpu"] = Field(default="cpu", description="What its workers compute on.")
+    image: str = Field(default="", description="Apptainer image (SIF); empty: this installation, if shared.")
+    partition: str = Field(default="", description="Slurm partition; empty: the site's default, as for the four below.")
+    account: str = Field(default="", description="Slurm account.")
+    qos: str = Field(default="", description="Slurm QOS.")
+    reservation: str = Field(default="", description="Slurm reservation.")
+    constraint: str = Field(default="", description="Features a node must have.")
+    gres: str = Field(default="", description="Generic resources, as `gpu:a100:1`; not together with gpus.")
+    gpus: int = Field(default=0, ge=0, description="GPUs of an allocation, where the site wants --gpus.")
+    cpus: int = Field(default=0, ge=0, description="Cores of an allocation; 0: the site's default.")
+    memory: str = Field(default="", pattern=r"^(\d+[KMGT]?)?$", description="Memory of an allocation, as `64G`.")
+    time: str = Field(default="24:00:00", description="Walltime, in any form that sbatch takes.")
+    exclusive: bool = Field(default=False, description="Whether an allocation takes whole nodes.")
+    options: list[str] = Field(default=[], description="Further sbatch options, as `--nice=100`.")
+    setup: list[str] = Field(
+        default=[], description="Shell lines that the batch script runs first, as `module load apptainer`."
+    )
+    proxies: dict[str, str] = Field(default={}, description="Proxies for the workers, as { https_proxy = URL }.")
+    binds: list[str] = Field(default=[], description="Further paths for the container, as `/scratch` or `/a:/b:ro`.")
+    models: list[str] = Field(default=["*"], min_length=1, description="Models it serves: repo ids or patterns.")
+    min_workers: int = Field(default=0, ge=0, description="Workers that are kept also when nobody asks.")
+    max_workers: int = Field(default=1, ge=0, description="Most workers at a time.")
+    idle_seconds: float = Field(default=600.0, gt=0, description="A worker without requests ends after this time.")
+    handover: Literal["overlap", "requeue"] = Field(
+        default="overlap", description="Whether a successor starts beside its predecessor, or when that one has ended."
+    )
+    isolation: Isolation | None = Field(default=None, description="The level its workers must reach; empty: any.")
+
+    @property
+    def walltime_seconds(self) -> int:
+        return seconds_of(self.time)
+
+    def serves(self, repo_id: str) -> bool:
+        return any(fnmatchcase(repo_id, pattern) for pattern in self.models)
+
+    @field_validator("time")
+    @classmethod
+    def readable_time(cls, text: str) -> str:
+        if seconds_of(text) < LEAST_SECONDS:
+            raise ValueError(f"time is {text!r}; an allocation needs {LEAST_SECONDS // MINUTE} minutes at least")
+        return text
+
+    @field_validator("partition", "account", "qos", "reservation", "constraint", "gres", "image")
+    @classmethod
+    def one_line(cls, text: str) -> str:
+        if text != text.strip() or any(not character.isprintable() for character in text):
+            raise ValueError("must be one line without spaces around it")
+        return text
+
+    @field_validator("options")
+    @classmethod
+    def options_of_their_own(cls, options: list[str]) -> list[str]:
+        for option in options:
+            match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^\s'\"\\`$]*)?", option)
+            if not match:
+                raise ValueError(f"options: {option!r} is not of the form --name or --name=value")
+            if match[1] in OWNED_OPTIONS:
+                raise ValueError(f"options: --{match[1]} is set by edif-hpc; use the pool's own keys")
+        return options
+
+    @field_validator("setup", "binds")
+    @classmethod
+    def single_lines(cls, lines: list[str]) -> list[str]:
+        for line in lines:
+            if any(character in line for character in "\n\r\0"):
+                raise ValueError(f"{line!r} is more than one line")
+        return lines
+
+    @model_validator(mode="after")
+    def nothing_contradicts(self) -> Self:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is above max_workers ({self.max_workers})")
+        if self.launcher == "local":
+            given = [key for key in SLURM_ONLY if key in self.model_fields_set]
+            if given:
+                raise ValueError(f"{given[0]} is only for pools whose launcher is slurm")
+        if self.gres and self.gpus:
+            raise ValueError("gres and gpus say the same twice; keep the one that your site documents")
+        wants_gpu = bool(self.gpus or "gpu" in self.gres)
+        if self.accelerator == "cpu" and wants_gpu:
+            raise ValueError("accelerator is cpu, but gres or gpus asks for GPUs; set accelerator to cuda or rocm")
+        if self.launcher == "slurm" and self.accelerator != "cpu" and not (wants_gpu or self.exclusive):
+            raise ValueError(f"accelerator is {self.accelerator}, but no GPU is asked for; set gres, gpus or exclusive")
+        return self
+
+
+def seconds_of(text: str) -> int:
+    """A time as Slurm writes it (`90`, `30:00`, `24:00:00`, `1-12`, `1-12:30:00`), in seconds.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = TIME.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is no time that Slurm knows, as 24:00:00 or 1-12:00:00")
+    part = {name: int(value) for name, value in match.groupdict(default="0").items()}
+    return (
+        part["days"] * DAY
+        + (part["dh"] + part["h"]) * HOUR
+        + (part["dm"] + part["m"] + part["mm"] + part["minutes"]) * MINUTE
+        + part["ds"] + part["s"] + part["ss"]
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""The pools of one installation, and the launcher of each. Without a `[[pool]]` there is one, of local processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edif_hpc.core.home import Home
+from edif_hpc.core.pools import Pool
+from edif_hpc.core.settings import Settings
+
+from .local import Launcher, LocalLauncher
+from .slurm.commands import Slurm
+from .slurm.launcher import Listing, SlurmLauncher
+from .slurm.names import Name, tag
+from .slurm.order import Order
+
+LOCAL_POOL = "local"
+
+
+def pools_of(settings: Settings) -> list[Pool]:
+    """The pools that were described, else the implied one."""
+    if settings.pool:
+        return settings.pool
+    return [
+        Pool(
+            name=LOCAL_POOL, launcher="local", max_workers=settings.fleet.workers,
+            idle_seconds=settings.worker.idle_seconds,
+        )
+    ]  # fmt: skip
+
+
+def launchers(home: Home, settings: Settings, config: Path | None) -> dict[str, Launcher]:
+    """By pool. One listing of allocations serves them all."""
+    listing = Listing(Slurm(settings.slurm), home.root)
+
+    def launcher(pool: Pool) -> Launcher:
+        if pool.launcher == "local":
+            return LocalLauncher(home, pool.name)
+        return SlurmLauncher(home, pool, listing, lambda name: order_for(home, settings, config, pool, name))
+
+    return {pool.name: launcher(pool) for pool in pools_of(settings)}
+
+
+def order_for(home: Home, settings: Settings, config: Path | None, pool: Pool, name: Name) -> Order:
+    """What an allocation of this pool is told."""
+    cache = Path(settings.models.cache).expanduser().absolute() if settings.models.cache else home.hub
+    return Order(
+        home=home.root,
+        config=config.absolute() if config else None,
+        pool=pool,
+        slurm=settings.slurm,
+        home_tag=tag(home.root),
+        lineage=name.lineage,
+        generation=name.generation,
+        cache=cache,
+        reached_at=settings.network.address,
+    )

@@ -1,0 +1,89 @@
+"""What the login node tells a supervisor: a file in the home, since an argument would be pickled and a secret is none.
+
+And what the supervisor tells the login node when it ends, in another file beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from edif_hpc.core.home import Home
+from edif_hpc.core.pools import Pool
+from edif_hpc.core.settings import SlurmSettings
+
+from .names import Name
+
+
+class Order(BaseModel):
+    """One allocation's task."""
+
+    home: Path
+    config: Path | None = None
+    pool: Pool
+    slurm: SlurmSettings
+    home_tag: str
+    lineage: str
+    generation: int
+    cache: Path
+    reached_at: str = ""
+    """The address of Redis and the store, for NO_PROXY."""
+
+    @property
+    def name(self) -> Name:
+        return Name(self.home_tag, self.pool.name, self.lineage, self.generation)
+
+
+class Report(BaseModel):
+    """How an allocation went, in its supervisor's words. Times are Unix seconds."""
+
+    job_id: str
+    host: str
+    started: float
+    ended: float | None = None
+    status: int | None = None
+    cause: str = ""
+    restarts: int = 0
+    terminated: bool = False
+    """Whether it was sent SIGTERM: by scancel, a preemption, or the end of the walltime."""
+
+
+def folder(home: Path) -> Path:
+    """Orders, reports, scripts and logs of allocations; on the file system that login and compute nodes share."""
+    return home / "allocations"
+
+
+def order_file(home: Path, name: Name) -> Path:
+    return folder(home) / f"{name.allocation}.order.json"
+
+
+def report_file(home: Path, name: Name) -> Path:
+    return folder(home) / f"{name.allocation}.report.json"
+
+
+def write_order(home: Home, order: Order) -> Path:
+    folder(home.root).mkdir(mode=0o700, exist_ok=True)
+    path = order_file(home.root, order.name)
+    home.write_private(path, order.model_dump_json())
+    return path
+
+
+def read_order(path: Path) -> Order:
+    return Order.model_validate_json(path.read_text())
+
+
+def write_report(home: Path, name: Name, report: Report) -> None:
+    """Whole or not at all: somebody may be reading."""
+    path = report_file(home, name)
+    half = path.with_suffix(".half")
+    half.write_text(report.model_dump_json())
+    os.replace(half, path)
+
+
+def read_report(home: Path, name: Name) -> Report | None:
+    try:
+        return Report.model_validate_json(report_file(home, name).read_text())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,34 @@
+"""Submitting one allocation through submitit: the order into a file, the supervisor as what runs."""
+
+from __future__ import annotations
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from edif_hpc.core.errors import ComponentError
+from edif_hpc.core.home import Home
+
+from .order import Order, folder, write_order
+from .script import Executor, parameters
+from .supervisor import supervise
+from .text import first_error
+
+
+def submit(home: Home, order: Order, *, dependency: str = "") -> str:
+    """Submit an allocation and return its id. It may exist all the same when this raises: look before trying again.
+
+    Raises:
+        ComponentError: with what Slurm said.
+    """
+    path = write_order(home, order)
+    try:
+        executor = Executor(folder(home.root), order.slurm)
+        executor.update_parameters(**parameters(order.pool, order.name, dependency=dependency))
+        return str(executor.submit(supervise, str(path)).job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise ComponentError(f"Slurm refused an allocation of the pool {order.pool.name}: {_said(error)}") from error
+    except (RuntimeError, OSError) as error:  # submitit finds no srun, or no sbatch
+        raise ComponentError(f"No allocation could be submitted from here: {error}") from error
+
+
+def _said(error: Exception) -> str:
+    return first_error(str(error))
