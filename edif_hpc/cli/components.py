@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,6 +116,7 @@ def worker(
 ) -> None:
     import secrets
 
+    from edif_hpc.core.endpoints import Role
     from edif_hpc.fleet.process import recorded
     from edif_hpc.fleet.versions import refuse_running, refuse_versions
     from edif_hpc.worker.main import serve
@@ -123,6 +125,8 @@ def worker(
     settings = settings_for(place, config).settings
     worker_id = name or f"worker-{secrets.token_hex(3)}"
     refuse_running(place, worker_id)
-    refuse_versions(place, settings, worker_id)
-    with recorded(place, worker_id):
+    refuse_versions(place, settings, worker_id, Role.WORKER)
+    allocated = any(each.name == pool and each.launcher == "slurm" for each in settings.pool)
+    # In an allocation it is Slurm that knows the process; a record would make its node one that has the home in use.
+    with nullcontext() if allocated else recorded(place, worker_id):
         serve(place, settings, worker_id=worker_id, pool=pool, deadline=deadline)

@@ -38,7 +38,7 @@ GONE_SECONDS = 2.0
 """A home that is missing for this long was deleted; shorter, it may be a file system that stumbles."""
 SUPERVISOR = "supervisor"
 WORKER = "worker"
-STOP_ORDER = ("fleet", WORKER, "gateway", "store", "redis")
+STOP_ORDER = ("fleet", WORKER, "gateway", "store", "relay", "redis")
 
 Tell = Callable[[str], None]
 
@@ -257,13 +257,17 @@ def let_go(home: Home) -> None:
 
 def stop_all(home: Home, tell: Tell) -> list[str]:
     """Stop every component of this home on this machine, in order. Returns what had to be killed."""
-    killed = []
-    for name in STOP_ORDER:
-        found = _workers(home) if name == WORKER else [record for record in [process.read(home, name)] if record]
-        killed += _stop(name, found, tell)
-        for record in found:
-            process.forget(home, record)
+    killed = [each for name in STOP_ORDER for each in stop_kind(home, name, tell)]
     state.forget_up(home)
+    return killed
+
+
+def stop_kind(home: Home, name: str, tell: Tell) -> list[str]:
+    """Stop the component of this name, or all workers on this machine. Returns what had to be killed."""
+    found = _workers(home) if name == WORKER else [record for record in [process.read(home, name)] if record]
+    killed = _stop(name, found, tell)
+    for record in found:
+        process.forget(home, record)
     return killed
 
 

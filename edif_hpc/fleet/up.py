@@ -6,14 +6,17 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
 
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 
-from . import embedded, ports, process, state
+from . import embedded, network, ports, process, state
 from .components import components, gateway_answers, own_command, own_environment
-from .supervise import LET_GO, RETRY, SUPERVISOR, Supervisor, Tell, let_go, refuse_foreign, stop_all
+from .slurm.commands import Slurm
+from .slurm.ending import end_allocations
+from .supervise import LET_GO, RETRY, SUPERVISOR, Supervisor, Tell, let_go, refuse_foreign, stop_all, stop_kind
 
 READY_SECONDS = 60.0
 GIVE_UP_DEATHS = 3
@@ -29,9 +32,11 @@ def check(home: Home, settings: Settings) -> None:
     """Refuse what cannot work before anything is started.
 
     Raises:
+        SettingsError: workers on other machines could not reach the embedded servers.
         ComponentError: the home is in use elsewhere or by another version, a server is not installed, or the
             gateway's port is taken.
     """
+    network.refuse_loopback(settings)
     refuse_foreign(home)
     embedded.check_installed(settings)
     gateway = process.living(home, "gateway")
@@ -46,8 +51,22 @@ def check(home: Home, settings: Settings) -> None:
             "choose another with --port."
         )
     for server, port in {"redis": settings.redis.port, "store": settings.store.port}.items():
-        if port and not process.living(home, server) and not ports.is_free(port):
+        if port and not process.living(home, server) and not ports.are_free(port, network.listened(settings)):
             raise ports.taken(server, port)
+    _refuse_readdressed(home, settings)
+
+
+def _refuse_readdressed(home: Home, settings: Settings) -> None:
+    """Raise ComponentError when what runs was started for another `network.address`."""
+    for name in ("store", "relay"):
+        running = process.living(home, name)
+        host = urlsplit(running.address).hostname if running else None
+        reached = "" if host == network.LOOPBACK else host
+        if running and reached != settings.network.address.lower():
+            raise ComponentError(
+                f"The {name} of this home runs at {running.address}; run `edif-hpc down` before changing "
+                "network.address."
+            )
 
 
 def turn(home: Home) -> int | None:
@@ -122,11 +141,18 @@ def poke(home: Home) -> None:
 
 
 def down(home: Home, tell: Tell) -> list[str]:
-    """Stop everything, whether a supervisor lives or not. Returns what had to be killed."""
+    """Stop everything, whether a supervisor lives or not, allocations included. Returns what had to be killed.
+
+    The fleet first, which would replace what ends; then the allocations, whose workers hand back to a Redis that lives.
+    """
     let_go(home)
     with _alone(home):
         refuse_foreign_hosts(home)
-        return stop_all(home, tell)
+        settings = state.settings_of(home).settings
+        killed = stop_kind(home, "fleet", tell)
+        if any(pool.launcher == "slurm" for pool in settings.pool):
+            end_allocations(home.root, Slurm(settings.slurm), tell)
+        return killed + stop_all(home, tell)
 
 
 def refuse_foreign_hosts(home: Home) -> None:

@@ -76,7 +76,8 @@ def parameters(pool: Pool, name: Name, *, dependency: str = "") -> dict[str, Any
         "stderr_to_stdout": True,
         "setup": pool.setup or None,
         # The list above is also what srun would pass on, and it lacks what submitit exports in the script.
-        "srun_args": ["--export=ALL"],
+        # And since 22.05 srun does not take the number of cores from the job.
+        "srun_args": ["--export=ALL", *([f"--cpus-per-task={pool.cpus}"] if pool.cpus else [])],
         "additional_parameters": more,
     }
     return {key: value for key, value in wanted.items() if value is not None or key == "wckey"}

@@ -25,7 +25,7 @@ from . import container
 from .commands import Slurm
 from .order import Order, Report, read_order, write_report
 
-PAUSES = (1.0, 5.0, 15.0, 60.0)
+PAUSES = (1.0, 5.0, 15.0)
 """Seconds before a worker that crashed is started again; one that crashes once more ends the allocation."""
 STEADY_SECONDS = 300.0
 """A worker that lived this long is forgiven its earlier crashes."""
@@ -58,6 +58,7 @@ class Supervisor:
         self.deadline = self._find_deadline()
         self._signals: list[tuple[float, signal.Signals]] = []
         self._told = False
+        self._can_start = True
 
     def run(self) -> int:
         for number in PASSED_ON:
@@ -97,6 +98,8 @@ class Supervisor:
             if status == 0 or self._told:
                 return status
             lived = time.monotonic() - began
+            if not self._can_start:
+                return status
             crashes = 1 if lived > STEADY_SECONDS else crashes + 1
             logger.error("worker ended early", status=status, lived=round(lived, 1), cause=self.report.cause)
             if crashes > len(PAUSES) or time.time() + PAUSES[crashes - 1] + NOTHING_LEFT_SECONDS > self.deadline:
@@ -121,6 +124,7 @@ class Supervisor:
                 )  # fmt: skip
             except OSError as error:
                 self.report.cause = f"{command[0]} could not be started on {self.report.host}: {error.strerror}"
+                self._can_start = False
                 return 1
             status = self._see_through(child)
         if status < 0:

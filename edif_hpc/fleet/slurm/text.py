@@ -103,6 +103,6 @@ def parse_submitted(text: str) -> str:
 
 
 def first_error(text: str) -> str:
-    """The sentence in what a Slurm command wrote to standard error, without the command's name before it."""
+    """What a Slurm command wrote to standard error, in one line and without its own name before each."""
     lines = [re.sub(r"^\S+: (error: )?", "", line).strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return "; ".join(lines)[:500] or "it said nothing"

@@ -1,0 +1,71 @@
+"""What an admin writes about a pool is refused at the start, by the key's name, or means what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edif_hpc.core.errors import SettingsError
+from edif_hpc.core.pools import Pool, seconds_of
+from edif_hpc.core.settings import load
+
+pytestmark = pytest.mark.fast
+
+
+def pool(tmp_path: Path, lines: str) -> Pool:
+    file = tmp_path / "edif-hpc.toml"
+    file.write_text(f'[[pool]]\nname = "main"\n{lines}\n')
+    return load(file).settings.pool[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ('gres = "gpu:a100:1"', "accelerator is cpu"),
+        ('accelerator = "cuda"', "set gres, gpus or exclusive"),
+        ('accelerator = "cuda"\ngres = "gpu:1"\ngpus = 1', "gres and gpus"),
+        ('launcher = "local"\npartition = "gpu"', "partition is only for pools whose launcher is slurm"),
+        ("min_workers = 2", "min_workers (2) is above max_workers (1)"),
+        ('time = "soon"', "no time that Slurm knows"),
+        ('time = "1"', "needs 2 minutes at least"),
+        ('options = ["--time=5"]', "--time is set by edif-hpc"),
+        ('options = ["--requeue"]', "--requeue is set by edif-hpc"),
+        ('options = ["nice=5"]', "is not of the form"),
+        ('options = ["--comment=`id`"]', "is not of the form"),
+        ('setup = ["true\\nfalse"]', "more than one line"),
+        ('partition = "a\\nb"', "pool.main.partition"),
+        ('memory = "lots"', "pool.main.memory"),
+        ("models = []", "pool.main.models"),
+        ('handovers = "overlap"', "pool.main.handovers"),
+    ],
+)
+def test_a_contradiction_is_refused_by_its_key(tmp_path: Path, lines: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        pool(tmp_path, lines)
+    assert sentence in str(refused.value)
+    assert "main" in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_two_pools_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="two pools are named 'main'"):
+        pool(tmp_path, '[[pool]]\nname = "main"')
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400), ("30:00", 1800), ("24:00:00", 86400), ("1-12", 129600), ("1-12:30", 131400),
+        ("1-12:30:15", 131415),
+    ],
+)  # fmt: skip
+def test_times_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
+    assert seconds_of(text) == seconds
+
+
+def test_models_are_names_or_patterns(tmp_path: Path) -> None:
+    found = pool(tmp_path, 'models = ["meta-llama/*", "gpt2"]')
+    assert found.serves("meta-llama/Llama-3.1-8B")
+    assert found.serves("gpt2")
+    assert not found.serves("gpt2-xl")

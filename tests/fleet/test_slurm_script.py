@@ -1,0 +1,80 @@
+"""The script an admin sees is the script that is submitted, and the command in it is the one that runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from edif_hpc.core.pools import Pool
+from edif_hpc.core.settings import SlurmSettings
+from edif_hpc.fleet.slurm import container
+from edif_hpc.fleet.slurm.names import Name
+from edif_hpc.fleet.slurm.order import Order
+from edif_hpc.fleet.slurm.script import script
+
+pytestmark = pytest.mark.fast
+
+GOLDEN = Path(__file__).parent / "golden"
+NAME = Name("3f2a91", "helma", "7c0d12", 4)
+FOLDER = Path("/home/ann/.edif-hpc/allocations")
+HELMA = Pool(
+    name="helma", accelerator="cuda", image="/home/ann/images/worker-cuda.sif", partition="h100", account="b101aa",
+    gres="gpu:h100:1", cpus=16, memory="120G", time="23:59:00", options=["--nice=100", "--mail-type=NONE"],
+    setup=["module load apptainer"], proxies={"https_proxy": "http://proxy:80", "no_proxy": ".fau.de"},
+    binds=["/anvme:/anvme:ro"],
+)  # fmt: skip
+BARE = Pool(name="cpu", time="2-00:00:00", exclusive=True)
+STEP = {
+    "PATH": "/usr/bin", "HOME": "/home/ann", "SLURM_JOB_ID": "77", "CUDA_VISIBLE_DEVICES": "0",
+    "ROCR_VISIBLE_DEVICES": "1", "HF_TOKEN": "secret", "AWS_SECRET_ACCESS_KEY": "secret",
+}  # fmt: skip
+
+
+def order(pool: Pool) -> Order:
+    return Order(
+        home=Path("/home/ann/.edif-hpc"), pool=pool, slurm=SlurmSettings(), home_tag="3f2a91", lineage="7c0d12",
+        generation=4, cache=Path("/anvme/ann/hub"), reached_at="login1.internal",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pool", [HELMA, BARE], ids=lambda pool: pool.name)
+def test_the_script_is_as_it_was_agreed(pool: Pool) -> None:
+    text = script(pool, Name("3f2a91", pool.name, "7c0d12", 4), FOLDER, dependency="singleton")
+    assert text.replace(sys.executable, "python") == (GOLDEN / f"{pool.name}.sbatch").read_text()
+
+
+def test_slurm_is_never_asked_to_requeue() -> None:
+    assert "#SBATCH --no-requeue\n" in script(BARE, NAME, FOLDER)
+
+
+def test_the_container_sees_what_it_needs_and_no_secret() -> None:
+    command = container.command(order(HELMA), Path("/scratch/77"), 1_800_000_000.4, STEP)
+    text = " ".join(command)
+    assert command[:2] == ["apptainer", "exec"]
+    assert "--containall" in command
+    assert "--cleanenv" in command
+    assert "--nv" in command
+    assert "--bind /scratch/77:/tmp" in text
+    assert "--bind /anvme/ann/hub:/anvme/ann/hub:ro" in text
+    assert "--env=CUDA_VISIBLE_DEVICES=0" in command
+    assert not any("ROCR" in part or "secret" in part for part in command)
+    assert text.endswith(
+        "/home/ann/images/worker-cuda.sif edif-hpc worker --home /home/ann/.edif-hpc --id worker-helma-7c0d12-g4 "
+        "--pool helma --deadline 1800000000"
+    )
+
+
+def test_redis_and_the_store_are_reached_past_every_proxy() -> None:
+    found = container.proxies(order(HELMA))
+    assert found["no_proxy"] == found["NO_PROXY"] == ".fau.de,localhost,127.0.0.1,login1.internal"
+    assert found["HTTPS_PROXY"] == "http://proxy:80"
+    assert container.proxies(order(BARE)) == {}
+
+
+def test_without_an_image_the_environment_is_named_too() -> None:
+    found = container.bare_environment(order(BARE), Path("/scratch/77"), STEP)
+    assert found["PATH"] == "/usr/bin"
+    assert found["TMPDIR"] == "/scratch/77"
+    assert not {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "CUDA_VISIBLE_DEVICES"} & set(found)
