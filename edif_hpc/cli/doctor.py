@@ -89,7 +89,7 @@ def examine(home: Home) -> Iterator[Finding]:
         yield Finding("home", "failed", str(error))
         return
     yield Finding("home", "ok", str(home.root) if home.root.exists() else f"{home.root} (made by the first `up`)")
-    for check in (_binaries, _accelerator, _isolation, _components, _redis, _store, _gateway, _disk):
+    for check in (_binaries, _accelerator, _isolation, _network, _components, _redis, _store, _gateway, _disk):
         yield from _guarded(check, home, settings)
 
 
@@ -175,6 +175,22 @@ def _isolation(home: Home, settings: Settings) -> Iterator[Finding]:
         f"seccomp {'yes' if reach.seccomp else 'no'})",
         advice,
     )  # fmt: skip
+
+
+def _network(home: Home, settings: Settings) -> Iterator[Finding]:
+    from edif_hpc.fleet.network import embeds, interface, refuse_loopback
+
+    if not embeds(settings):
+        yield Finding("network", "ok", "Redis and the object store are external")
+        return
+    refuse_loopback(settings)
+    address = settings.network.address
+    if not address:
+        yield Finding("network", "ok", "loopback only: workers of this machine alone")
+        return
+    found = interface(address)
+    as_what = "" if found == address else f", which is {found},"
+    yield Finding("network", "ok", f"compute nodes reach Redis and the object store at {address}{as_what} over TLS")
 
 
 def _components(home: Home, settings: Settings) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -19,9 +20,25 @@ from .errors import SettingsError
 from .home import Home, read_secret
 from .settings import Settings
 
-REDIS_PASSWORD = "redis-password"  # noqa: S105 - the name of a file
-STORE_ACCESS_KEY = "store-access-key"
-STORE_SECRET_KEY = "store-secret-key"  # noqa: S105 - the name of a file
+
+class Role(StrEnum):
+    """Who asks: the embedded servers know two users. Their names in Redis and in the store are these.
+
+    `GATEWAY` is whoever runs beside the servers: gateway, fleet, command line. `WORKER` may be anywhere.
+    """
+
+    GATEWAY = "gateway"
+    WORKER = "worker"
+
+
+REDIS_PASSWORDS = {Role.GATEWAY: "redis-password", Role.WORKER: "redis-worker-password"}
+"""Names of secrets, as the next one: access key and secret key."""
+STORE_KEYS = {
+    Role.GATEWAY: ("store-access-key", "store-secret-key"),
+    Role.WORKER: ("store-worker-access-key", "store-worker-secret-key"),
+}
+AUTHORITY = "authority.pem"
+"""The certificate, among the secrets, against which clients of the embedded servers check who answers."""
 LINK_SECRET = "link-secret"  # noqa: S105 - the name of a file
 OWNER_KEY = "owner-key"
 PORTS = "ports.json"
@@ -38,6 +55,8 @@ class RedisEndpoint:
     url: str
     username: str = ""
     password: str = field(default="", repr=False)
+    authority: str = ""
+    """PEM file of who must have signed the server's certificate; empty: whom this machine trusts."""
 
     @property
     def address(self) -> str:
@@ -54,8 +73,10 @@ class RedisEndpoint:
                 a connection from the pool and giving it back costs as much as a command does, so this is for a
                 process that asks little at a time; while Redis is silent, every command in line waits its own time-out.
         """
+        verified = {"ssl_ca_certs": self.authority, "ssl_check_hostname": True} if self.authority else {}
         pool = BlockingConnectionPool.from_url(
             self.url,
+            **verified,
             max_connections=connections,
             timeout=POOL_SECONDS,
             username=self.username or None,
@@ -85,6 +106,8 @@ class StoreEndpoint:
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     public_endpoint: str = ""
+    authority: str = ""
+    """As in `RedisEndpoint`."""
 
 
 def embedded_ports(home: Home) -> dict[str, int]:
@@ -96,8 +119,13 @@ def embedded_ports(home: Home) -> dict[str, int]:
         return {}
 
 
-def redis_endpoint(home: Home, settings: Settings) -> RedisEndpoint:
-    """The external Redis of the settings, else the embedded one.
+def in_url(host: str) -> str:
+    """A host name or address as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
+def redis_endpoint(home: Home, settings: Settings, role: Role = Role.GATEWAY) -> RedisEndpoint:
+    """The external Redis of the settings, else the embedded one: where `role` reaches it and as whom.
 
     Raises:
         SettingsError: neither is there.
@@ -109,16 +137,21 @@ def redis_endpoint(home: Home, settings: Settings) -> RedisEndpoint:
     port = external.port or embedded_ports(home).get("redis")
     if not port:
         raise SettingsError(f"No Redis is running in {home.root}; run `edif-hpc up`, or set redis.url.")
-    return RedisEndpoint(f"redis://127.0.0.1:{port}/0", "", home.secret(REDIS_PASSWORD))
+    password = home.secret(REDIS_PASSWORDS[role])
+    if role is Role.WORKER and settings.network.address:
+        url = f"rediss://{in_url(settings.network.address)}:{port}/0"
+        return RedisEndpoint(url, role.value, password, str(home.secrets / AUTHORITY))
+    return RedisEndpoint(f"redis://127.0.0.1:{port}/0", role.value, password)
 
 
-def store_endpoint(home: Home, settings: Settings) -> StoreEndpoint:
-    """The external store of the settings, else the embedded one.
+def store_endpoint(home: Home, settings: Settings, role: Role = Role.GATEWAY) -> StoreEndpoint:
+    """The external store of the settings, else the embedded one: where `role` reaches it and as whom.
 
     Raises:
         SettingsError: neither is there, or its credentials are not readable.
     """
     external = settings.store
+    authority = ""
     if external.endpoint:
         if not external.credentials_file:
             raise SettingsError("store.endpoint needs store.credentials_file: two lines, access key and secret key.")
@@ -132,7 +165,10 @@ def store_endpoint(home: Home, settings: Settings) -> StoreEndpoint:
         if not port:
             raise SettingsError(f"No object store is running in {home.root}; run `edif-hpc up`, or set store.endpoint.")
         endpoint = f"http://127.0.0.1:{port}"
-        access, secret = home.secret(STORE_ACCESS_KEY), home.secret(STORE_SECRET_KEY)
+        if settings.network.address:
+            host = in_url(settings.network.address) if role is Role.WORKER else "127.0.0.1"
+            endpoint, authority = f"https://{host}:{port}", str(home.secrets / AUTHORITY)
+        access, secret = (home.secret(name) for name in STORE_KEYS[role])
     return StoreEndpoint(
-        endpoint, external.region, external.bucket, access, secret, external.public_endpoint or endpoint
+        endpoint, external.region, external.bucket, access, secret, external.public_endpoint or endpoint, authority
     )

@@ -7,7 +7,9 @@ from the descriptions here.
 
 from __future__ import annotations
 
+import re
 import tomllib
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,19 @@ class NetworkSettings(Section):
     address: str = Field(
         "", description="Host name or address of this machine that compute nodes reach; empty: loopback only."
     )
+
+    @field_validator("address")
+    @classmethod
+    def one_interface(cls, address: str) -> str:
+        try:
+            given = ip_address(address)
+        except ValueError:
+            if address and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", address):
+                raise ValueError("must be a host name or an address alone, without a port") from None
+            return address
+        if given.is_unspecified or given.is_loopback:
+            raise ValueError(f"{address} is no address of one machine; name one that compute nodes reach")
+        return str(given)
 
 
 class SlurmSettings(Section):

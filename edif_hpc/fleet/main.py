@@ -16,6 +16,10 @@ from edif_hpc.core.store import Store, in_thread
 from .fleet import Fleet
 from .pools import launchers, pools_of
 
+BUCKET_PAUSE_SECONDS = 2.0
+"""At first for an embedded store that starts at the same time; then between two tries, and longer each time."""
+BUCKET_LONGEST_SECONDS = 60.0
+
 logger = log.get("fleet")
 
 
@@ -32,19 +36,25 @@ async def _serve(home: Home, settings: Settings, config: Path | None) -> None:
         loop.add_signal_handler(name, stop.set)
     redis = redis_endpoint(home, settings).client()
     store = Store(store_endpoint(home, settings))
-    if settings.store.endpoint:
-        await _ensure_bucket(store)
+    opening = asyncio.create_task(_ensure_bucket(store))
     fleet = Fleet(settings, redis, store, pools_of(settings), launchers(home, settings, config))
     logger.info("serving", pools=list(fleet.launchers))
     try:
         await fleet.run(stop)
     finally:
+        opening.cancel()
         await redis.aclose()
 
 
 async def _ensure_bucket(store: Store) -> None:
-    """An external store gets its bucket now; the embedded one makes it with the first object."""
-    try:
-        await in_thread(store.ensure_bucket)
-    except Unavailable as error:
-        logger.warning("the bucket could not be opened", error=str(error))
+    """Make the bucket: workers may not, and keep their results until it is there."""
+    pause = BUCKET_PAUSE_SECONDS
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            await in_thread(store.ensure_bucket)
+        except Unavailable as error:
+            logger.warning("the bucket could not be opened", error=str(error))
+            pause = min(2 * pause, BUCKET_LONGEST_SECONDS)
+        else:
+            return

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from edif_hpc.core.endpoints import PORTS, embedded_ports
@@ -13,7 +14,8 @@ from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 
-LOOPBACK = "127.0.0.1"
+from .network import LOOPBACK, listened
+
 NAMES = {
     "redis": ("redis",),
     "store": (
@@ -38,6 +40,10 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
     return all(_is_ours(path) for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"))  # noqa: S108 - only looked at
 
 
+def are_free(port: int, hosts: Iterable[str]) -> bool:
+    return all(is_free(port, host) for host in hosts)
+
+
 def _is_ours(path: Path) -> bool:
     try:
         return path.stat().st_uid == os.geteuid()
@@ -55,13 +61,14 @@ def choose(home: Home, settings: Settings, server: str) -> dict[str, int]:
     known = embedded_ports(home)
     others = {port for name, port in known.items() if name not in NAMES[server]}
     chosen: dict[str, int] = {}
+    hosts = listened(settings)
     for name in NAMES[server]:
         wanted = fixed if name == server else 0
-        if wanted and not is_free(wanted):
+        if wanted and not are_free(wanted, hosts):
             raise taken(server, wanted)
         port = wanted or known.get(name, 0)
-        if not port or port in others or not is_free(port):
-            port = _any_free(others)
+        if not port or port in others or not are_free(port, hosts):
+            port = _any_free(others, hosts)
         chosen[name] = port
         others.add(port)
     if chosen != {name: known.get(name) for name in chosen}:
@@ -80,8 +87,8 @@ def taken(server: str, port: int) -> ComponentError:
     return ComponentError(f"Port {port} is taken; set {server}.port to another, or to 0 for any free one.")
 
 
-def _any_free(others: set[int]) -> int:
+def _any_free(others: set[int], hosts: tuple[str, ...]) -> int:
     for port in random.sample(range(*RANGE), 200):
-        if port not in others and is_free(port):
+        if port not in others and are_free(port, hosts):
             return port
-    raise ComponentError(f"No free port was found between {RANGE[0]} and {RANGE[1]} on {LOOPBACK}.")
+    raise ComponentError(f"No free port was found between {RANGE[0]} and {RANGE[1]} on {' and '.join(hosts)}.")

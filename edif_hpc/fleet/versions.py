@@ -9,7 +9,7 @@ import time
 from redis.exceptions import RedisError
 
 from edif_hpc import __version__
-from edif_hpc.core.endpoints import redis_endpoint
+from edif_hpc.core.endpoints import Role, redis_endpoint
 from edif_hpc.core.errors import ComponentError, Unavailable
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
@@ -27,13 +27,13 @@ def refuse_running(home: Home, name: str) -> None:
         raise ComponentError(f"The {name} of {home.root} runs already (pid {present.pid}); see `edif-hpc ps`.")
 
 
-def refuse_versions(home: Home, settings: Settings, name: str) -> None:
+def refuse_versions(home: Home, settings: Settings, name: str, role: Role = Role.GATEWAY) -> None:
     """Raise ComponentError when what lives behind this Redis is of another version.
 
     Redis being away is no refusal here: the component itself decides how long it waits for it.
     """
     try:
-        other = asyncio.run(_other_version(home, settings))
+        other = asyncio.run(_other_version(home, settings, role))
     except (RedisError, OSError, Unavailable):
         return
     if other:
@@ -44,12 +44,12 @@ def refuse_versions(home: Home, settings: Settings, name: str) -> None:
         )
 
 
-async def _other_version(home: Home, settings: Settings) -> tuple[str, str] | None:
+async def _other_version(home: Home, settings: Settings, role: Role) -> tuple[str, str] | None:
     from edif_hpc.core.registry import Registry
 
     from .announce import announced
 
-    redis = redis_endpoint(home, settings).client(retries=0)
+    redis = redis_endpoint(home, settings, role).client(retries=0)
     try:
         for name, record in (await announced(redis)).items():
             if time.time() - record["at"] < ANNOUNCED_SECONDS and record["version"] != __version__:

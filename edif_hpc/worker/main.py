@@ -18,7 +18,7 @@ import uvloop
 
 from edif_hpc import __version__
 from edif_hpc.core import log, walltime
-from edif_hpc.core.endpoints import redis_endpoint, store_endpoint
+from edif_hpc.core.endpoints import Role, redis_endpoint, store_endpoint
 from edif_hpc.core.errors import ComponentError, SettingsError
 from edif_hpc.core.home import Home
 from edif_hpc.core.isolation import Isolation
@@ -125,12 +125,12 @@ async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, dead
     )  # fmt: skip
     accelerator = "cpu" if "cpu" in devices else machine.profile.name
     with scratch(Path(tempfile.gettempdir()), SCRATCH, f"{worker_id}-") as folder:
-        redis = redis_endpoint(home, settings).client(one_by_one=True)
+        redis = redis_endpoint(home, settings, Role.WORKER).client(one_by_one=True)
         agent = Agent(
             record,
             settings,
             Queue(redis, settings.limits),
-            Store(store_endpoint(home, settings)),
+            Store(store_endpoint(home, settings, Role.WORKER)),
             Residents(settings, cache, folder, devices, accelerator, isolation),
         )
         loop = asyncio.get_running_loop()

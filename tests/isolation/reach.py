@@ -317,7 +317,7 @@ def use_redis_without_a_password(g: dict) -> object:
 @case(DID, DID, REFUSED)  # the home's secrets are this user's to read
 def use_redis_with_the_homes_password(g: dict) -> object:
     password = read(f"{g['home']}/secrets/redis-password").strip()
-    assert talk(g["redis"], b"AUTH " + password + b"\r\n").startswith(b"+OK")
+    assert talk(g["redis"], b"AUTH gateway " + password + b"\r\n").startswith(b"+OK")
     return None
 
 

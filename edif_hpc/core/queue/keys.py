@@ -82,6 +82,18 @@ def estimates(target: str) -> str:
     return f"{PREFIX}estimates:{target}"
 
 
+def running(target: str) -> str:
+    return f"{PREFIX}running:{target}"
+
+
+def waiting(priority_and_target: str) -> str:
+    return f"{PREFIX}waiting:{priority_and_target}"
+
+
+def line(priority_user_and_target: str) -> str:
+    return f"{PREFIX}line:{priority_user_and_target}"
+
+
 def user(name: str) -> str:
     return f"{PREFIX}user:{name}"
 

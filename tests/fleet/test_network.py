@@ -1,0 +1,490 @@
+"""The embedded servers at an address that other machines reach: what may be had there, by whom, and who is believed.
+
+Real servers, at a real second address of this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+from redis.exceptions import ConnectionError as ConnectionLost
+
+from edif_hpc import __version__
+from edif_hpc.core.endpoints import Role, redis_endpoint, store_endpoint
+from edif_hpc.core.errors import SettingsError, Unavailable
+from edif_hpc.core.home import Home
+from edif_hpc.core.pools import Pool
+from edif_hpc.core.queue import Events, Queue, Release, Step, Submission, keys, rights
+from edif_hpc.core.registry import Registry, WorkerRecord
+from edif_hpc.core.settings import LimitSettings, Settings, load
+from edif_hpc.core.store import Store, payload_key, result_key
+from edif_hpc.core.wire import Status
+from edif_hpc.fleet import certificates, network
+from edif_hpc.fleet.state import settings_of
+from tests.support import models
+from tests.support.servers import eventually
+from tests.support.stack import Stack, client_of, running
+
+T = TypeVar("T")
+
+DUMMY = ("edif-test0", "198.18.77.1")
+"""An interface made where the machine has only its loopback; the address is from the range set aside for tests."""
+SETTINGS = """
+[network]
+address = "{address}"
+[worker]
+threads = 1
+idle_seconds = 3600
+[limits]
+inline_bytes = 0
+"""
+NO = r"(?i)no permissions?|not allowed"
+"""Later versions of Redis refuse DEBUG before they look at rights."""
+# With inline_bytes 0 every payload and every result goes through the store.
+SERVED_OUTSIDE = {"redis", "store", "store_grpc"}
+
+
+def own_addresses() -> list[str]:
+    return [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family == socket.AF_INET and not entry.address.startswith("127.")
+    ]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """An address of this machine that is no loopback."""
+    if found := own_addresses():
+        yield found[0]
+        return
+    if os.geteuid():
+        pytest.skip("this machine has only its loopback, and making an interface needs root")
+    name, made = DUMMY
+    subprocess.run(["ip", "link", "add", name, "type", "dummy"], check=True)
+    try:
+        subprocess.run(["ip", "address", "add", f"{made}/32", "dev", name], check=True)
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        yield made
+    finally:
+        subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+@pytest.fixture(scope="module")
+def reached(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service with a tiny model, reached at `address`."""
+    cache = models.build_cache(tmp_path_factory.mktemp("hf"), ["gpt2"])
+    models.offline_client(cache)
+    home = tmp_path_factory.mktemp("network") / "home"
+    with running(home, cache, "process", SETTINGS.format(address=address)) as found:
+        eventually(lambda: tries(lambda: Store(of(found, store_endpoint)).ensure_bucket()), 60, "the store")
+        yield found
+
+
+def of(stack: Stack, endpoint: Callable[[Home, Settings, Role], T], role: Role = Role.GATEWAY) -> T:
+    home = Home(stack.home)
+    return endpoint(home, settings_of(home).settings, role)
+
+
+def tries(action: Callable[[], Any]) -> bool:
+    try:
+        action()
+    except Unavailable:
+        return False
+    return True
+
+
+def ports_of(stack: Stack) -> dict[str, int]:
+    found: dict[str, int] = json.loads((stack.home / "run" / "ports.json").read_text())
+    return found
+
+
+def in_redis(stack: Stack, role: Role, work: Callable[[Redis], Awaitable[T]], **changed: Any) -> T:
+    endpoint = replace(of(stack, redis_endpoint, role), **changed)
+
+    async def run() -> T:
+        redis = endpoint.client(retries=0)
+        try:
+            return await work(redis)
+        finally:
+            await redis.aclose()
+
+    return asyncio.run(run())
+
+
+# -- what is refused before anything starts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", ["0.0.0.0", "::", "127.0.0.1", "::1", "login1:6379", "https://login1", "a b"])
+def test_an_address_must_be_one_machines_own(tmp_path: Path, wrong: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'[network]\naddress = "{wrong}"\n')
+    with pytest.raises(SettingsError, match=r"network\.address"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("localhost", "a loopback"), ("no-such-host.invalid", "does not resolve"), ("203.0.113.7", "no such address")],
+)
+def test_an_address_must_be_this_machines(name: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^network\.address .*{told}.*set network\.address to"):
+        network.interface(name)
+
+
+def test_a_slurm_pool_needs_an_address_unless_nothing_is_embedded() -> None:
+    pools = [Pool(name="here", launcher="local"), Pool(name="there")]
+    with pytest.raises(SettingsError, match=r"pool there .*set network\.address"):
+        network.refuse_loopback(Settings(pool=pools))
+    network.refuse_loopback(Settings(pool=pools[:1]))
+    external = {"redis": {"url": "rediss://r:6379/0"}, "store": {"endpoint": "https://s3"}}
+    network.refuse_loopback(Settings(pool=pools, **external))
+
+
+def test_up_refuses_loopback_for_a_slurm_pool(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "edif-hpc.toml").write_text('[[pool]]\nname = "there"\n')
+    done = Stack(home, "").cli("up", "--detach", check=False)
+    assert done.returncode == 1
+    assert "network.address" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_certificates_are_made_anew_for_another_address(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").create()
+    first = certificates.ensure(home.secrets)
+    authority = first.authority.read_bytes()
+    assert certificates.ensure(home.secrets).authority.read_bytes() == authority
+    for name in ("login1", "192.0.2.9", "fd00::9"):
+        again = certificates.ensure(home.secrets, name)
+        assert set(certificates.names_of(again.certificate)) == {"localhost", "127.0.0.1", name}
+        assert again.authority.read_bytes() != authority
+        authority = again.authority.read_bytes()
+        assert certificates.ensure(home.secrets, name).authority.read_bytes() == authority
+        strict = ssl.create_default_context(cafile=str(again.authority))
+        strict.verify_flags |= ssl.VERIFY_X509_STRICT
+        _handshake(again, strict, name)
+
+
+def _handshake(served: certificates.Files, client: ssl.SSLContext, name: str) -> None:
+    """TLS between two contexts in memory."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(served.certificate, served.key)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(back, there, server_hostname=name), context.wrap_bio(there, back, server_side=True)]
+    for _ in range(3):
+        for end in ends:
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    assert all(end.version() for end in ends)
+
+
+# -- what listens where -----------------------------------------------------------------------------------------------
+
+
+def listening(stack: Stack) -> set[tuple[str, int]]:
+    """Every address and port that any process of this home listens on."""
+    found = set()
+    for path in (stack.home / "run").glob("*.json"):
+        record = json.loads(path.read_text())
+        if "pid" not in record:
+            continue
+        process = psutil.Process(record["pid"])
+        for each in (process, *process.children(recursive=True)):
+            found |= {
+                (connection.laddr.ip, connection.laddr.port)
+                for connection in each.net_connections(kind="tcp")
+                if connection.status == psutil.CONN_LISTEN
+            }
+    return found
+
+
+def test_only_redis_and_s3_listen_at_the_address(reached: Stack, address: str) -> None:
+    ports = ports_of(reached)
+    found = listening(reached)
+    assert {ip for ip, _ in found} == {"127.0.0.1", address}
+    assert {port for ip, port in found if ip == address} == {ports[name] for name in SERVED_OUTSIDE}
+    for name in ports.keys() - SERVED_OUTSIDE:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, ports[name]), timeout=5)
+
+
+def talk(sock: socket.socket, said: bytes) -> bytes:
+    """What is answered; nothing when the connection is closed or nothing comes."""
+    try:
+        sock.sendall(said)
+        return sock.recv(1024)
+    except (ConnectionError, TimeoutError, ssl.SSLError):
+        return b""
+
+
+@pytest.mark.parametrize("name", sorted(SERVED_OUTSIDE))
+def test_nothing_is_said_in_plain_text_at_the_address(reached: Stack, address: str, name: str) -> None:
+    for said in (b"PING\r\n", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)):
+        with socket.create_connection((address, ports_of(reached)[name]), timeout=5) as plain:
+            answer = talk(plain, said)
+        # A TLS alert, or S3's word that this is an HTTPS server.
+        assert answer[:1] in (b"", b"\x15") or b" 400 " in answer.split(b"\r\n")[0]
+
+
+def trusting_nobody() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def test_redis_says_nothing_without_a_password(reached: Stack, address: str) -> None:
+    for command in (b"KEYS *", b"GET x", b"CONFIG GET *", b"INFO", b"SUBSCRIBE x", b"AUTH wrong", b"HELLO 3"):
+        with (
+            socket.create_connection((address, ports_of(reached)["redis"]), timeout=5) as raw,
+            trusting_nobody().wrap_socket(raw) as wrapped,
+        ):
+            assert talk(wrapped, command + b"\r\n").startswith((b"-NOAUTH", b"-WRONGPASS", b"-ERR")), command
+
+
+def test_s3_gives_and_takes_nothing_without_a_signature(reached: Stack, address: str) -> None:
+    Store(of(reached, store_endpoint)).put(payload_key("hidden"), b"hidden-content")
+    with httpx.Client(verify=False, timeout=5, trust_env=False) as client:
+        base = f"https://{address}:{ports_of(reached)['store']}"
+        for path in ("/", "/edif-hpc/?list-type=2", f"/edif-hpc/{payload_key('hidden')}", "/status", "/metrics", "/ui"):
+            assert b"hidden-content" not in client.get(base + path).content
+        for path in ("/edif-hpc/results/mine", "/newbucket"):
+            assert client.put(base + path, content=b"x").status_code >= 400
+
+
+def test_the_stores_grpc_wants_a_client_certificate(reached: Stack, address: str) -> None:
+    context = trusting_nobody()
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection((address, ports_of(reached)["store_grpc"]), timeout=5) as raw:
+        try:
+            with context.wrap_socket(raw) as wrapped:
+                answer = talk(wrapped, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+        except (ssl.SSLError, ConnectionError):
+            return
+    assert answer == b""
+
+
+# -- who is believed --------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_believes_only_the_homes_authority(reached: Stack, tmp_path: Path) -> None:
+    other = Home(tmp_path / "other").create()
+    stranger = str(certificates.ensure(other.secrets, "192.0.2.99").authority)
+    assert in_redis(reached, Role.WORKER, lambda redis: redis.ping())
+    for changed in ({"authority": stranger}, {"authority": ""}):
+        with pytest.raises(ConnectionLost, match="CERTIFICATE_VERIFY_FAILED"):
+            in_redis(reached, Role.WORKER, lambda redis: redis.ping(), **changed)
+        endpoint = replace(of(reached, store_endpoint, Role.WORKER), **changed)
+        with pytest.raises(Unavailable, match="SSL validation failed"):
+            Store(endpoint).get(payload_key("any"))
+
+
+def test_a_certificate_for_another_address_is_refused(reached: Stack, address: str) -> None:
+    """Whoever has the home's certificate cannot be taken for another machine: the name is checked too."""
+    home = Home(reached.home)
+    context = ssl.create_default_context(cafile=str(home.secrets / "authority.pem"))
+    for host, believed in ((address, True), ("login2.example", False)):
+        with socket.create_connection((address, ports_of(reached)["redis"]), timeout=5) as raw:
+            if believed:
+                context.wrap_socket(raw, server_hostname=host).close()
+            else:
+                with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+                    context.wrap_socket(raw, server_hostname=host)
+
+
+# -- what a worker may do ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [
+    ("HGETALL", keys.API_KEYS), ("HSET", keys.API_KEYS, "a", "b"), ("GET", keys.session("s")), ("GET", "elsewhere"),
+    ("SET", keys.FLEET_LEADER, "me"), ("HSET", keys.POOLS, "p", "stopped"), ("KEYS", "*"), ("SCAN", "0"),
+    ("CONFIG", "GET", "*"), ("CONFIG", "SET", "maxmemory", "1"), ("ACL", "LIST"), ("ACL", "WHOAMI"), ("FLUSHALL",),
+    ("FLUSHDB",), ("DEBUG", "SLEEP", "0"), ("SHUTDOWN",), ("INFO",), ("MONITOR",), ("CLIENT", "LIST"),
+    ("SCRIPT", "FLUSH"), ("EVAL", "return 1", "0"), ("REPLICAOF", "h", "1"), ("BGREWRITEAOF",), ("SAVE",),
+    ("MODULE", "LIST"), ("SELECT", "1"), ("PUBLISH", "elsewhere", "x"), ("SUBSCRIBE", "elsewhere"),
+    ("PSUBSCRIBE", "*"), ("RENAME", keys.API_KEYS, keys.request("r")), ("DUMP", keys.API_KEYS),
+])  # fmt: skip
+def test_a_worker_is_refused_what_is_not_its_own(reached: Stack, command: tuple[str, ...]) -> None:
+    with pytest.raises((NoPermissionError, ResponseError), match=NO):
+        in_redis(reached, Role.WORKER, lambda redis: redis.execute_command(*command))
+
+
+def test_a_worker_is_refused_it_inside_a_script_too(reached: Stack) -> None:
+    script = f"return redis.call('HGETALL', '{keys.API_KEYS}')"
+
+    async def run(redis: Redis) -> Any:
+        client: Any = redis
+        return await client.evalsha(await client.script_load(script), 0)
+
+    with pytest.raises(ResponseError, match=r"(?i)permission|can't access"):
+        in_redis(reached, Role.WORKER, run)
+
+
+@pytest.mark.parametrize("command", [("CONFIG", "GET", "*"), ("FLUSHALL",), ("ACL", "LIST"), ("DEBUG", "SLEEP", "0")])
+def test_the_gateway_cannot_change_redis_either(reached: Stack, command: tuple[str, ...]) -> None:
+    with pytest.raises((NoPermissionError, ResponseError), match=NO):
+        in_redis(reached, Role.GATEWAY, lambda redis: redis.execute_command(*command))
+
+
+def test_the_passwords_are_not_each_others(reached: Stack) -> None:
+    theirs = of(reached, redis_endpoint, Role.WORKER).password
+    with pytest.raises(AuthenticationError):
+        in_redis(reached, Role.GATEWAY, lambda redis: redis.ping(), password=theirs)
+
+
+def test_every_command_of_a_workers_scripts_is_granted() -> None:
+    folder = files("edif_hpc.core.queue") / "lua"
+    for name in ("claim", "event", "note", "renew", "finish", "release", "withdraw", "common"):
+        text = (folder / f"{name}.lua").read_text()
+        calls = re.findall(r"redis\.p?call\((.*?)[,)]", text)
+        called = {word.lower() for call in calls for word in re.findall(r"'([A-Z]+)'", call)}
+        assert called <= set(rights.SCRIPTED), name
+
+
+def test_a_worker_can_do_all_its_work(reached: Stack) -> None:
+    """Each transition of a request's life, as the worker's user, at the address."""
+    target, limits = "test:rights", LimitSettings()
+
+    async def submit(redis: Redis) -> None:
+        for number in range(4):
+            await Queue(redis, limits).submit(Submission(f"rights-{number}", "ada", target, "trace", {}, b"payload"))
+
+    async def work(redis: Redis) -> None:
+        queue, registry = Queue(redis, limits), Registry(redis)
+        record = WorkerRecord(worker_id="rights", version=__version__, host="h", pid=1, started=0.0)
+        await registry.announce(record, 5.0)
+        assert "rights" in {found.worker_id for found in await registry.workers()}
+        assert (await queue.waiting())[target] == 4
+        waiting = await queue.waiting_for(target)
+        assert await queue.note(waiting, Status.DEPLOYING, "Soon.") == 4
+        for reason in (Release.HANDBACK, Release.LOSS, Release.WALLTIME):
+            claim = await queue.claim("rights", [target], 5.0)
+            assert claim is not None
+            assert await queue.release(claim, reason, "a reason") == "queued"
+        claim = await queue.claim("rights", [target], 5.0)
+        assert claim is not None
+        assert claim.payload == b"payload"
+        await queue.event(claim, Step(1, Status.RUNNING), Step(2, Status.LOG, "a line"))
+        assert [verdict.value for verdict in await queue.renew([claim], 5.0)] == ["ok"]
+        await queue.expire_object("results/none", 1.0)
+        await queue.finish(claim, Status.COMPLETED, data={"inline": True}, run_seconds=0.1, result=b"result")
+        claim = await queue.claim("rights", [target], 5.0)
+        assert claim is not None
+        await queue.finish(claim, Status.ERROR, "Its own fault.", object_key="results/none")
+        for request_id in await queue.waiting_for(target):
+            assert await queue.withdraw(request_id, "", "No longer.", only_waiting=True) == "ended"
+        assert await registry.commands("rights") == []
+        await registry.remember_environment({"python": "3"})
+        async for channel, _ in Events(redis).listen(keys.BELL_QUEUE, keys.BELL_WORKERS):
+            assert channel == keys.BELL_QUEUE
+            break
+        await registry.leave("rights")
+
+    in_redis(reached, Role.GATEWAY, submit)
+    in_redis(reached, Role.WORKER, work)
+
+
+def test_a_worker_reads_payloads_and_writes_results_alone(reached: Stack, tmp_path: Path) -> None:
+    gateway, worker = (Store(of(reached, store_endpoint, role)) for role in (Role.GATEWAY, Role.WORKER))
+    payload, result = payload_key("a"), result_key("a", 1, "token")
+    gateway.put(payload, b"payload")
+    assert worker.get(payload) == b"payload"
+    large = tmp_path / "large"
+    large.write_bytes(bytes(40_000_000))
+    with large.open("rb") as file:
+        worker.upload(result, file)
+    assert gateway.get(result) == bytes(40_000_000)
+    for refused in (
+        lambda: worker.get(result),
+        lambda: worker.put(payload, b"x"),
+        lambda: worker.put("elsewhere", b"x"),
+        lambda: worker.client.delete_object(Bucket="edif-hpc", Key=payload),
+        lambda: worker.client.list_objects_v2(Bucket="edif-hpc"),
+        lambda: worker.client.create_bucket(Bucket="other"),
+        lambda: worker.client.delete_bucket(Bucket="edif-hpc"),
+    ):
+        with pytest.raises(Exception, match="AccessDenied"):
+            refused()
+    gateway.delete([payload, result])
+
+
+# -- the whole way ----------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_at_the_address_serves_a_request(reached: Stack, address: str) -> None:
+    import torch
+    from nnsight import TransformersModel
+
+    model: Any = TransformersModel(models.repo_id("gpt2"), task=models.task("gpt2"))
+    with client_of(reached), model.trace("The Eiffel Tower", remote=True):
+        far = model.lm_head.output.save()
+    with model.trace("The Eiffel Tower"):
+        near = model.lm_head.output.save()
+    assert torch.equal(far, near)
+    ports = ports_of(reached)
+    (record,) = (reached.home / "run").glob("worker-*.json")
+    found = {
+        (connection.raddr.ip, connection.raddr.port)
+        for connection in psutil.Process(json.loads(record.read_text())["pid"]).net_connections(kind="tcp")
+        if connection.raddr and connection.status == psutil.CONN_ESTABLISHED
+    }
+    assert (address, ports["redis"]) in found
+    assert {ip for ip, port in found if port in ports.values()} == {address}
+
+
+def test_doctor_and_ps_tell_the_address(reached: Stack, address: str) -> None:
+    findings = {found["subject"]: found for found in json.loads(reached.cli("doctor", "--json", check=False).stdout)}
+    assert findings["network"]["state"] == "ok"
+    assert address in findings["network"]["found"]
+    assert findings["redis"]["state"] == findings["store"]["state"] == "ok"
+    rows = {row["name"]: row["address"] for row in reached.json("ps")}
+    assert urlsplit(rows["relay"]).netloc == f"{address}:{ports_of(reached)['redis']}"
+    assert urlsplit(rows["store"]).netloc == f"{address}:{ports_of(reached)['store']}"
+
+
+def test_the_relay_comes_back_when_redis_was_killed_and_when_it_was_killed(reached: Stack) -> None:
+    for name in ("redis", "relay"):
+        pid = json.loads((reached.home / "run" / f"{name}.json").read_text())["pid"]
+        os.kill(pid, 9)
+
+        def answers() -> bool:
+            try:
+                return bool(in_redis(reached, Role.WORKER, lambda redis: redis.ping()))
+            except (ConnectionLost, OSError, ResponseError):
+                return False
+
+        eventually(answers, 30, f"Redis at the address after the {name} was killed")
+
+
+def test_a_running_home_is_not_given_another_address(reached: Stack) -> None:
+    file = reached.home / "edif-hpc.toml"
+    before = file.read_text()
+    try:
+        file.write_text(re.sub(r'address = ".*"', 'address = ""', before))
+        done = reached.cli("up", "--detach", check=False)
+        assert done.returncode == 1
+        assert "network.address" in done.stderr
+        assert "edif-hpc down" in done.stderr
+    finally:
+        file.write_text(before)
