@@ -93,6 +93,7 @@ def _refuse_supervised(place: Home) -> None:
 def fleet(home: HomeOption = None, config: ConfigOption = None) -> None:
     from edif_hpc.fleet.main import serve
     from edif_hpc.fleet.process import recorded
+    from edif_hpc.fleet.state import config_of
     from edif_hpc.fleet.versions import refuse_running, refuse_versions
 
     place = locate(home)
@@ -100,7 +101,7 @@ def fleet(home: HomeOption = None, config: ConfigOption = None) -> None:
     refuse_running(place, "fleet")
     refuse_versions(place, settings, "fleet")
     with recorded(place, "fleet"):
-        serve(place, settings, config)
+        serve(place, settings, config or config_of(place))
 
 
 @refusals

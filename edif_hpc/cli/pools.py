@@ -87,13 +87,12 @@ def list_pools(home: HomeOption = None, config: ConfigOption = None, json: JsonO
             "workers": sum(worker.pool == pool.name for worker in workers.values()),
             "min": pool.min_workers,
             "max": pool.max_workers,
-            "handover": pool.handover if pool.launcher == "slurm" else "",
             "models": pool.models if json else " ".join(pool.models),
             "state": "stopped" if pool.name in halted else "",
         }
         for pool in pools
     ]
-    columns = ("name", "launcher", "accelerator", "time", "workers", "min", "max", "handover", "models", "state")
+    columns = ("name", "launcher", "accelerator", "time", "workers", "min", "max", "models", "state")
     table("Pools", {name: name.upper() for name in columns}, rows, json=json)
 
 

@@ -63,9 +63,6 @@ class Pool(BaseModel):
     min_workers: int = Field(default=0, ge=0, description="Workers that are kept also when nobody asks.")
     max_workers: int = Field(default=1, ge=0, description="Most workers at a time.")
     idle_seconds: float = Field(default=600.0, gt=0, description="A worker without requests ends after this time.")
-    handover: Literal["overlap", "requeue"] = Field(
-        default="overlap", description="Whether a successor starts beside its predecessor, or when that one has ended."
-    )
     isolation: Isolation | None = Field(default=None, description="The level its workers must reach; empty: any.")
 
     @property

@@ -52,6 +52,7 @@ class Pool:
         least: workers that are kept also when nobody asks.
         stopped: by an admin: nothing is launched.
         pending: why what was launched has not started, in Slurm's words.
+        trouble: why nobody knows what runs; then nothing is launched.
         models: repo ids or patterns that its workers may serve.
         deaths: workers in a row that died young; `last_death` is when the latest did, `cause` its last words.
     """
@@ -61,6 +62,7 @@ class Pool:
     least: int = 0
     stopped: bool = False
     pending: str = ""
+    trouble: str = ""
     models: Sequence[str] = ("*",)
     launched: Sequence[Launched] = ()
     deaths: int = 0
@@ -81,7 +83,7 @@ class Pool:
 
     @property
     def room(self) -> bool:
-        return not self.stopped and len(self.launched) < self.most
+        return not self.stopped and not self.trouble and len(self.launched) < self.most
 
     def serves(self, repo_id: str) -> bool:
         return any(fnmatchcase(repo_id, pattern) for pattern in self.models)
@@ -205,6 +207,9 @@ def _explain(
         decision.refusals[target.key] = f"No pool of this service serves {target.repo_id}."
     elif all(pool.stopped for pool in able):
         decision.notes[target.key] = f"The pool {able[0].name} was stopped by an admin; your request waits for it."
+    elif any(pool.trouble for pool in able):
+        told = next(pool.trouble for pool in able if pool.trouble)
+        decision.notes[target.key] = f"Nothing can be started until Slurm answers ({told.rstrip('.')})."
     elif not any(pool.most for pool in able):
         decision.notes[target.key] = (
             f"No worker runs, and this service starts none by itself (the pool {able[0].name} may have 0)."

@@ -183,6 +183,7 @@ class Fleet:
                     least=self.pools[name].min_workers,
                     stopped=name in self._halted,
                     pending=launcher.pending(),
+                    trouble=launcher.trouble(),
                     models=self.pools[name].models,
                     launched=launcher.launched(),
                     deaths=health.deaths,

@@ -46,6 +46,9 @@ class Launcher(Protocol):
     def pending(self) -> str:
         """Why what was launched has not started; "" when nothing waits."""
 
+    def trouble(self) -> str:
+        """Why nobody knows what runs; "" when it is known."""
+
     def halt(self) -> None:
         """Take back what was launched and has not started."""
 
@@ -81,6 +84,9 @@ class LocalLauncher:
 
     def pending(self) -> str:
         return ""  # a process starts at once
+
+    def trouble(self) -> str:
+        return ""
 
     def halt(self) -> None:
         return  # and so there is nothing to take back

@@ -61,14 +61,25 @@ def forget_up(home: Home) -> None:
 
 def settings_of(home: Home, config: Path | None = None, overrides: dict[str, Any] | None = None) -> Loaded:
     """The settings of a home: those its `up` was given while it runs, else those of its file and the environment."""
-    try:
-        up = json.loads((home.run / UP).read_text())
-    except FileNotFoundError:
-        up = {"config": "", "overrides": {}, "origins": {}}
-    chosen = config or (Path(up["config"]) if up["config"] else None)
+    up = _remembered(home)
+    chosen = config or config_of(home)
     loaded = load(chosen or home.config, merged(up["overrides"], overrides or {}), must_exist=chosen is not None)
     remembered = {key: origin for key, origin in up["origins"].items() if not _holds(overrides, key)}
     return Loaded(settings=loaded.settings, origins={**loaded.origins, **remembered})
+
+
+def config_of(home: Home) -> Path | None:
+    """The settings file that `up` was given, while it runs; None for the home's own."""
+    given = _remembered(home)["config"]
+    return Path(given) if given else None
+
+
+def _remembered(home: Home) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((home.run / UP).read_text())
+    except FileNotFoundError:
+        return {"config": "", "overrides": {}, "origins": {}}
+    return found
 
 
 def _holds(values: Any, key: str) -> bool:

@@ -49,7 +49,7 @@ EnforcePartLimits=ALL
 PropagateResourceLimits=NONE
 GresTypes=gpu
 KillWait=5
-MinJobAge=10
+MinJobAge=120
 SlurmdTimeout=20
 NodeName=DEFAULT CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:a100:2
 NodeName=node1 NodeHostname=node1 NodeAddr={node1} Port={node_port}

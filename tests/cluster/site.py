@@ -1,6 +1,6 @@
 """The service on a cluster, as a site has it: gateway and fleet on the login side, workers in allocations.
 
-Redis and the object store are the site's own here, on the address that nodes reach.
+Redis and the object store are the embedded ones, or the site's own, on the address that nodes reach.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from redis import Redis
 
 from edif_hpc.core.endpoints import StoreEndpoint
 from edif_hpc.core.errors import Unavailable
@@ -33,15 +31,17 @@ SETTINGS = """
 port = {port}
 [models]
 cache = "{cache}"
+[network]
+address = "{address}"
+{pools}
+"""
+SITES_OWN = """
 [redis]
 url = "redis://{address}:{redis}/0"
 password_file = "{folder}/redis-password"
 [store]
 endpoint = "http://{address}:{store}"
 credentials_file = "{folder}/store-credentials"
-[network]
-address = "{address}"
-{pools}
 """
 
 
@@ -52,7 +52,6 @@ class Site:
     cluster: Cluster
     home: Path
     url: str
-    redis: Redis
     key: str = field(default="", repr=False)
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -67,23 +66,24 @@ class Site:
 
 
 @contextmanager
-def running(cluster: Cluster, cache: Path, pools: str) -> Iterator[Site]:
-    """A service with these pools, up; down at the end, with its allocations."""
+def running(cluster: Cluster, cache: Path, pools: str, *, external: bool = False) -> Iterator[Site]:
+    """A service with these pools, up; down at the end, with its allocations. `external`: with the site's servers."""
     folder = cluster.home / f"site-{free_port()}"
     home = folder / "home"
     home.mkdir(parents=True)
     ports = {"port": free_port(), "redis": free_port(), "store": free_port()}
     address = cluster.internal_address
+    settings = SETTINGS + (SITES_OWN if external else "")
     (home / "edif-hpc.toml").write_text(
-        SETTINGS.format(cache=cache, folder=folder, address=address, pools=pools, **ports)
+        settings.format(cache=cache, folder=folder, address=address, pools=pools, **ports)
     )
     (folder / "redis-password").write_text(PASSWORD)
     (folder / "store-credentials").write_text(f"{ACCESS}\n{SECRET}\n")
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
         os.chown(path, cluster.uid, cluster.gid)
-    with _servers(cluster, folder, address, ports) as redis:
-        site = Site(cluster, home, f"http://127.0.0.1:{ports['port']}", redis)
+    with _servers(cluster, folder, address, ports) if external else nullcontext():
+        site = Site(cluster, home, f"http://127.0.0.1:{ports['port']}")
         try:
             site.cli("up", "--detach")
             site.key = site.json("keys", "create", "tester")["key"]
@@ -94,7 +94,7 @@ def running(cluster: Cluster, cache: Path, pools: str) -> Iterator[Site]:
 
 
 @contextmanager
-def _servers(cluster: Cluster, folder: Path, address: str, ports: dict[str, int]) -> Iterator[Redis]:
+def _servers(cluster: Cluster, folder: Path, address: str, ports: dict[str, int]) -> Iterator[None]:
     data = folder / "servers"
     data.mkdir()
     (data / "store").mkdir()
@@ -109,17 +109,15 @@ def _servers(cluster: Cluster, folder: Path, address: str, ports: dict[str, int]
          f"-ip.bind={address}", f"-master.port={master}", f"-master.port.grpc={free_port()}",
          f"-volume.port={volume}", f"-volume.port.grpc={free_port()}", "-filer", f"-filer.port={filer}",
          f"-filer.port.grpc={free_port()}", "-s3", f"-s3.port={ports['store']}", f"-s3.port.grpc={free_port()}",
-         "-s3.port.iceberg=0", f"-s3.config={data / 's3.json'}"],
+         "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={data / 's3.json'}"],
     ]  # fmt: skip
-    redis = Redis(host=address, port=ports["redis"], password=PASSWORD)
     store = Store(StoreEndpoint(f"http://{address}:{ports['store']}", "us-east-1", "edif-hpc", ACCESS, SECRET))
     with (data / "log").open("w") as log:
         processes = [subprocess.Popen(command, stdout=log, stderr=log, cwd=data) for command in commands]
         try:
             cluster.wait(lambda: _answers(store), 60.0, "the object store answering")
-            yield redis
+            yield
         finally:
-            redis.close()
             for process in processes:
                 process.kill()
                 process.wait()

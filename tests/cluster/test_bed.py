@@ -69,6 +69,7 @@ def test_a_node_sees_its_own_processes_and_no_way_out(cluster: Cluster) -> None:
     assert "node.sh" in first
 
 
+@pytest.mark.long
 def test_usr2_comes_to_a_step_ahead_of_the_limit(cluster: Cluster) -> None:
     # Slurm looks every 30 s at most and lets the signal come up to a minute early: only "before the end" is certain.
     step = "trap 'echo got USR2; exit 0' USR2; echo ready; while true; do sleep 0.2; done"
@@ -104,6 +105,7 @@ def test_afterany_starts_when_the_other_ends_however_it_ends(cluster: Cluster) -
     cluster.wait_running(second)
 
 
+@pytest.mark.long
 def test_a_preempted_job_gets_its_grace(cluster: Cluster) -> None:
     polite = cluster.submit(
         "trap 'echo told; exit 0' TERM; echo ready; while true; do sleep 0.2; done",
@@ -123,6 +125,7 @@ def test_a_paused_controller_says_nothing_and_forgets_nothing(cluster: Cluster) 
     cluster.wait_running(job_id)
 
 
+@pytest.mark.long
 def test_a_controller_that_was_killed_finds_its_jobs_again(cluster: Cluster) -> None:
     job_id = cluster.submit("sleep 300")
     cluster.wait_running(job_id)
@@ -135,6 +138,7 @@ def test_a_controller_that_was_killed_finds_its_jobs_again(cluster: Cluster) -> 
     cluster.wait_running(job_id)
 
 
+@pytest.mark.long
 def test_a_node_that_is_switched_off_takes_its_job_with_it(cluster: Cluster) -> None:
     job_id = cluster.submit("sleep 300", "--nodelist=node1", "--no-requeue")
     cluster.wait_running(job_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def test_the_worker_knows_when_slurm_ends_it(site: Site) -> None:
 
 def test_no_secret_is_where_others_may_look(site: Site) -> None:
     ask(site)
-    secrets = (sites.PASSWORD, sites.SECRET, site.key)
+    secrets = [site.key, *(path.read_text().strip() for path in (site.home / "secrets").iterdir() if path.is_file())]
     pids = [pid for node in ("node1", "node2") for pid in site.cluster.pids_on(node)]
     places = [text_of(pid, name) for pid in pids for name in ("environ", "cmdline")]
     folder = site.home / "allocations"
@@ -94,7 +95,7 @@ def test_a_stopped_pool_ends_its_workers_and_starts_none_until_it_may_again(site
 
 
 def test_an_image_that_is_not_there_is_named_to_those_who_wait(slurm: Cluster, cache: Path) -> None:
-    with sites.running(slurm, cache, f'{POOL}image = "/nowhere/worker.sif"\n') as site:
+    with sites.running(slurm, cache, f'{POOL}image = "/nowhere/worker.sif"\n', external=True) as site:
         model = TransformersModel(models.repo_id("gpt2"), task="text-generation")
         with client_of(Stack(site.home, site.url, site.key)):
             with model.trace(PROMPT, remote=True, blocking=False) as tracer:
@@ -108,3 +109,49 @@ def test_an_image_that_is_not_there_is_named_to_those_who_wait(slurm: Cluster, c
             sentence = slurm.wait(told, SERVE_SECONDS, "the cause")
         assert "apptainer" in sentence or "/nowhere/worker.sif" in sentence
         assert "another is started in" in sentence
+
+
+@pytest.mark.long
+def test_a_persons_scancel_stops_the_pool_instead_of_provoking_it(site: Site) -> None:
+    ask(site)
+    site.cluster.run(["scancel", site.json("allocations")[0]["job"]])
+    site.cluster.wait(lambda: site.json("pool", "list")[0]["state"] == "stopped", 100.0, "the pool being stopped")
+    assert not site.cluster.jobs()
+    site.cli("pool", "resume", "main")
+    here, there = ask(site)
+    assert (here == there).all()
+
+
+@pytest.mark.long
+def test_while_slurm_is_silent_who_waits_is_told_and_served_later(site: Site) -> None:
+    site.cli("pool", "stop", "main")
+    site.cluster.wait(lambda: not site.cluster.jobs(), 60.0, "the end of the allocation")
+    model = TransformersModel(models.repo_id("gpt2"), task="text-generation")
+    with client_of(Stack(site.home, site.url, site.key)):
+        with site.cluster.paused_controller():
+            site.cluster.wait(
+                lambda: "nothing is known of the allocations" in site.logs(), 200.0, "an unanswered squeue"
+            )
+            site.cli("pool", "resume", "main")
+            with model.trace(PROMPT, remote=True, blocking=False) as tracer:
+                model.output.logits.save()
+            tracer.backend()
+            request = tracer.backend.job_id
+            site.cluster.wait(
+                lambda: "until Slurm answers" in site.json("status", request)["description"], 30.0, "the explanation"
+            )
+        site.cluster.wait(lambda: site.json("status", request)["status"] == "COMPLETED", 200.0, "the result")
+
+
+@pytest.mark.long
+def test_requests_outlive_the_allocations_that_serve_them(slurm: Cluster, cache: Path) -> None:
+    """Two-minute allocations: each ends by itself and in time, and the next one takes what waits."""
+    with sites.running(slurm, cache, POOL.replace("00:10:00", "00:02:00")) as site:
+        served = set()
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            here, there = ask(site)
+            assert (here == there).all()
+            served |= {row["lineage"] for row in site.json("allocations") if row["state"] == "running"}
+        assert len(served) >= 2
+        assert {row["state"] for row in site.json("allocations")} <= {"running", "completed", "completing"}

@@ -37,7 +37,7 @@ def pool(tmp_path: Path, lines: str) -> Pool:
         ('partition = "a\\nb"', "pool.main.partition"),
         ('memory = "lots"', "pool.main.memory"),
         ("models = []", "pool.main.models"),
-        ('handovers = "overlap"', "pool.main.handovers"),
+        ('handover = "sometimes"', "pool.main.handover"),
     ],
 )
 def test_a_contradiction_is_refused_by_its_key(tmp_path: Path, lines: str, sentence: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edif_hpc.core.registry import ModelRecord, WorkerRecord
-from edif_hpc.fleet.decide import DEEP_QUEUE, PROCESSES, Launched, Pool, Target, decide
+from edif_hpc.fleet.decide import ALLOCATIONS, DEEP_QUEUE, PROCESSES, Launched, Pool, Target, decide
 
 pytestmark = pytest.mark.fast
 
@@ -129,3 +129,34 @@ def test_without_workers_allowed_a_request_is_told_and_waits_for_one_started_by_
     decision = decide([target()], [], [Pool("local", 0)], NOW)
     assert "may have 0" in decision.notes[KEY]
     assert not decision.refusals
+
+
+def test_a_pool_keeps_its_least_workers_also_when_nobody_asks():
+    assert decide([], [], [Pool("main", 3, least=2)], NOW).launch == ["main"]
+    started = (Launched("worker-1", NOW), Launched("worker-2", NOW))
+    assert decide([], [], [Pool("main", 3, least=2, launched=started)], NOW).launch == []
+
+
+def test_a_stopped_pool_starts_nothing_and_says_so():
+    decision = decide([target()], [], [Pool("main", 1, least=1, stopped=True)], NOW)
+    assert decision.launch == []
+    assert "was stopped by an admin" in decision.notes[KEY]
+
+
+def test_while_slurm_is_silent_nothing_is_started_and_nobody_is_refused():
+    decision = decide([target()], [], [Pool("main", 1, least=1, trouble="squeue did not answer within 60 s.")], NOW)
+    assert (decision.launch, decision.refusals) == ([], {})
+    assert "until Slurm answers (squeue did not answer within 60 s)" in decision.notes[KEY]
+
+
+def test_who_waits_for_a_pending_allocation_is_told_slurms_reason():
+    waiting = Pool("main", 1, launched=(Launched("worker-1", NOW),), pending="Priority")
+    assert "waits in Slurm (Priority)" in decide([target()], [], [waiting], NOW).notes[KEY]
+
+
+def test_allocations_that_fail_are_waited_for_longer_than_processes():
+    failed = Pool("main", 1, deaths=1, last_death=NOW, cause="no image", patience=ALLOCATIONS)
+    decision = decide([target()], [], [failed], NOW + 59)
+    assert decision.launch == []
+    assert "no image" in decision.notes[KEY]
+    assert decide([target()], [], [failed], NOW + 60).launch == ["main"]

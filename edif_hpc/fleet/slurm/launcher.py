@@ -28,6 +28,7 @@ from .text import Phase, Seen
 ASK_EVERY_SECONDS = 60.0
 LAG_SECONDS = 2.0
 """How long after a supervisor has ended Slurm may still call its allocation running."""
+EXPECTED = frozenset({"CANCELLED", "COMPLETED", "PREEMPTED", "TIMEOUT"})
 FAILED = frozenset({"BOOT_FAIL", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"})
 UNSEEN_SECONDS = 30.0
 """How long after its submission an allocation may be missing in a listing."""
@@ -44,7 +45,7 @@ class Listing:
         self.now = now
         self.asked = 0.0
         self.known: dict[Name, Seen] | None = None
-        self.trouble = ""
+        self.trouble = "Slurm has not been asked yet."
 
     def refresh(self) -> None:
         """Ask again, if a minute has passed."""
@@ -90,6 +91,8 @@ class SlurmLauncher:
         self.draft = draft
         self._submitted: dict[Name, Submitted] = {}
         self._cancelled: set[str] = set()
+        self._buried: set[Name] = set()
+        """Told to have ended; the last listing may still call them running."""
 
     def launch(self) -> str:
         """Submit one more allocation.
@@ -98,7 +101,7 @@ class SlurmLauncher:
             ComponentError: Slurm refused, or nobody knows what runs.
         """
         if self.listing.known is None:
-            raise ComponentError(self.listing.trouble or "Slurm has not been asked yet.")
+            raise ComponentError(self.listing.trouble)
         name = names.first(self.home.root, self.pool.name)
         try:
             job_id = submit(self.home, self.draft(name))
@@ -125,6 +128,7 @@ class SlurmLauncher:
             if report and report.ended and report.terminated and self.listing.asked < report.ended + LAG_SECONDS:
                 continue  # by whom is for Slurm to say
             del self._submitted[name]
+            self._buried.add(name)
             gone.append(self._end(name, each, report))
         return gone
 
@@ -134,6 +138,9 @@ class SlurmLauncher:
         }
         return ", ".join(sorted(reasons - {"", "None"}))
 
+    def trouble(self) -> str:
+        return self.listing.trouble
+
     def halt(self) -> None:
         waiting = [each.job_id for each in self._submitted.values() if each.seen and each.seen.phase is Phase.PENDING]
         self._cancelled.update(waiting)
@@ -141,8 +148,11 @@ class SlurmLauncher:
 
     def _look(self) -> None:
         self.listing.refresh()
-        for name, seen in (self.listing.known or {}).items():
-            if name.pool != self.pool.name:
+        known = self.listing.known or {}
+        if known:
+            self._buried &= known.keys()
+        for name, seen in known.items():
+            if name.pool != self.pool.name or name in self._buried:
                 continue
             if name not in self._submitted and seen.phase is not Phase.ENDED:  # a fleet before this one did
                 self._submitted[name] = Submitted(seen.job_id, seen.start or self.listing.now())
@@ -162,7 +172,7 @@ class SlurmLauncher:
             lived, status, cause = report.ended - report.started, report.status, report.cause
         else:
             lived = self.listing.now() - (report.started if report else each.began or self.listing.now())
-            status = 1 if report is None or state in FAILED else None
+            status = 1 if state in FAILED or (report is None and state not in EXPECTED) else None
             words = process.last_words(self.home, name.worker) or _end_of(self._log(each))
             said = f"Slurm says {state}" if state else "Slurm does not know it any more"
             cause = f"{said}; its last words: {words or 'none'}"

@@ -6,6 +6,7 @@ And what the supervisor tells the login node when it ends, in another file besid
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,6 +16,9 @@ from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import SlurmSettings
 
 from .names import Name
+
+KEPT_SECONDS = 14 * 86400.0
+"""Longer than any site's walltime: files of an allocation that runs must stay."""
 
 
 class Order(BaseModel):
@@ -72,6 +76,14 @@ def write_order(home: Home, order: Order) -> Path:
 
 def read_order(path: Path) -> Order:
     return Order.model_validate_json(path.read_text())
+
+
+def sweep(home: Path) -> None:
+    """Remove what is left of allocations that nobody will ask about any more."""
+    oldest = time.time() - KEPT_SECONDS
+    for path in folder(home).iterdir():
+        if path.lstat().st_mtime < oldest:
+            path.unlink(missing_ok=True)
 
 
 def write_report(home: Path, name: Name, report: Report) -> None:

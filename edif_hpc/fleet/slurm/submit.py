@@ -7,7 +7,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 
-from .order import Order, folder, write_order
+from .order import Order, folder, sweep, write_order
 from .script import Executor, parameters
 from .supervisor import supervise
 from .text import first_error
@@ -20,6 +20,7 @@ def submit(home: Home, order: Order, *, dependency: str = "") -> str:
         ComponentError: with what Slurm said.
     """
     path = write_order(home, order)
+    sweep(home.root)
     try:
         executor = Executor(folder(home.root), order.slurm)
         executor.update_parameters(**parameters(order.pool, order.name, dependency=dependency))

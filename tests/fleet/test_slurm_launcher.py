@@ -1,0 +1,166 @@
+"""The launcher against a Slurm whose commands are executables on PATH: what it takes for running, ended and unknown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edif_hpc.core.errors import ComponentError
+from edif_hpc.core.home import Home
+from edif_hpc.core.pools import Pool
+from edif_hpc.core.settings import Settings, SlurmSettings
+from edif_hpc.fleet.pools import order_for
+from edif_hpc.fleet.slurm import names, order
+from edif_hpc.fleet.slurm.commands import Slurm
+from edif_hpc.fleet.slurm.ending import end_allocations
+from edif_hpc.fleet.slurm.launcher import ASK_EVERY_SECONDS, Listing, SlurmLauncher
+
+pytestmark = pytest.mark.fast
+
+POOL = Pool(name="main", time="00:10:00")
+SBATCH = """#!{python}
+import pathlib, re, sys
+folder = pathlib.Path({folder!r})
+if (folder / "refuse").exists():
+    sys.exit("sbatch: error: Batch job submission failed: Invalid partition name specified")
+name = re.search(r"--job-name=(\\S+)", pathlib.Path(sys.argv[1]).read_text())[1]
+with (folder / "queue").open("a") as queue:
+    queue.write(f"7|RUNNING|None|2026-11-24T04:00:00|2026-11-24T04:10:00|node1|{{name}}\\n")
+print("Submitted batch job 7")
+"""
+SQUEUE = """#!/bin/sh
+[ -e {folder}/silent ] && {{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }}
+echo asked >> {folder}/asked
+cat {folder}/queue
+"""
+SCANCEL = """#!/bin/sh
+echo $@ >> {folder}/cancelled
+"""
+
+
+@dataclass
+class Site:
+    folder: Path
+    launcher: SlurmLauncher
+    now: float = 1_000_000.0
+
+    def later(self, seconds: float = ASK_EVERY_SECONDS) -> None:
+        self.now += seconds
+
+    def queue(self, state: str) -> None:
+        path = self.folder / "queue"
+        path.write_text(path.read_text().replace("|RUNNING|", f"|{state}|").replace("|PENDING|", f"|{state}|"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (tmp_path / "queue").touch()
+    texts = {"sbatch": SBATCH, "squeue": SQUEUE, "srun": SBATCH, "scancel": SCANCEL}
+    for name, text in texts.items():
+        (programs / name).write_text(text.format(folder=str(tmp_path), python=sys.executable))
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    home = Home(tmp_path / "home").create()
+    found = Site(tmp_path, None)  # type: ignore[arg-type]  # made of itself in the next lines
+    listing = Listing(Slurm(SlurmSettings()), home.root, now=lambda: found.now)
+    found.launcher = SlurmLauncher(home, POOL, listing, lambda name: order_for(home, Settings(), None, POOL, name))
+    return found
+
+
+def test_what_was_submitted_runs_until_slurm_says_otherwise(site: Site) -> None:
+    assert site.launcher.launched() == []
+    worker = site.launcher.launch()
+    assert [each.worker_id for each in site.launcher.launched()] == [worker]
+    site.later()
+    assert site.launcher.ended() == []
+    site.queue("TIMEOUT")
+    site.later()
+    (ended,) = site.launcher.ended()
+    assert (ended.worker_id, ended.status, ended.cancelled) == (worker, None, False)
+    assert site.launcher.launched() == []
+
+
+def test_an_end_is_told_once_though_the_last_listing_is_old(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    site.later()
+    site.launcher.launched()
+    name = next(iter(site.launcher._submitted))
+    report = order.Report(job_id="7", host="node1", started=site.now, ended=site.now + 3, status=1, cause="no image")
+    order.write_report(site.launcher.home.root, name, report)
+    assert [ended.cause for ended in site.launcher.ended()] == ["no image"]
+    assert (site.launcher.ended(), site.launcher.launched()) == ([], [])
+
+
+def test_a_person_who_cancels_is_not_a_failure(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    site.queue("CANCELLED")
+    site.later()
+    (ended,) = site.launcher.ended()
+    assert (ended.status, ended.cancelled) == (None, True)
+
+
+def test_while_slurm_is_silent_nothing_ended_and_nothing_is_submitted(site: Site) -> None:
+    site.launcher.launched()
+    worker = site.launcher.launch()
+    (site.folder / "silent").touch()
+    (site.folder / "queue").write_text("")
+    site.later()
+    assert site.launcher.ended() == []
+    assert [each.worker_id for each in site.launcher.launched()] == [worker]
+    assert "Unable to contact" in site.launcher.trouble()
+    with pytest.raises(ComponentError, match="Unable to contact"):
+        site.launcher.launch()
+
+
+def test_after_a_refusal_nothing_is_known_until_slurm_was_asked_again(site: Site) -> None:
+    site.launcher.launched()
+    (site.folder / "refuse").touch()
+    with pytest.raises(ComponentError, match="Invalid partition name specified"):
+        site.launcher.launch()
+    assert site.launcher.trouble()
+    site.later()
+    site.launcher.launched()
+    assert not site.launcher.trouble()
+
+
+def test_slurm_is_asked_once_a_minute_however_often_the_fleet_looks(site: Site) -> None:
+    for _ in range(50):
+        site.launcher.launched()
+        site.launcher.ended()
+        site.later(1.0)
+    assert (site.folder / "asked").read_text().count("asked") == 1
+
+
+def test_another_fleet_finds_what_this_one_submitted(site: Site) -> None:
+    site.launcher.launched()
+    worker = site.launcher.launch()
+    old = site.launcher
+    site.launcher = SlurmLauncher(
+        old.home, POOL, Listing(old.listing.slurm, old.home.root, lambda: site.now), old.draft
+    )
+    assert [each.worker_id for each in site.launcher.launched()] == [worker]
+
+
+def test_down_cancels_this_homes_allocations_and_no_others(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    with (site.folder / "queue").open("a") as queue:
+        other = names.first(Path("/another/home"), "main").allocation
+        queue.write(f"8|RUNNING|None|N/A|N/A|node1|{other}\n9|RUNNING|None|N/A|N/A|node1|interactive\n")
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        site.queue("CANCELLED")
+
+    end_allocations(site.launcher.home.root, Slurm(SlurmSettings()), tell)
+    assert (site.folder / "cancelled").read_text() == "--quiet 7\n"
+    assert told == ["cancelling 1 allocations …"]
