@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .isolation import Isolation
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
+UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 LEAST_SECONDS = 2 * MINUTE
 """A walltime below this leaves no time to load a model and hand over."""
 SLURM_ONLY = (
@@ -68,6 +69,12 @@ class Pool(BaseModel):
     @property
     def walltime_seconds(self) -> int:
         return seconds_of(self.time)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What `memory` says; Slurm's bare numbers are MiB. None where the site's default holds."""
+        match = re.fullmatch(r"(\d+)([KMGT]?)", self.memory)
+        return int(match[1]) * UNITS[match[2] or "M"] if match else None
 
     def serves(self, repo_id: str) -> bool:
         return any(fnmatchcase(repo_id, pattern) for pattern in self.models)

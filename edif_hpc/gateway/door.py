@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from edif_hpc.core.allowed import check_model
 from edif_hpc.core.errors import ModelError
+from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.checkpoint import Checkpoint, describe
@@ -73,7 +75,18 @@ class Door:
 
     async def _largest(self) -> int:
         """Memory of the largest worker there is or could be, in bytes."""
-        own = self.settings.worker.memory_bytes
-        if not own:
-            own = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)
+        own = self.settings.worker.memory_bytes or max(map(_memory, self.settings.pool), default=_here())
         return max([own, *(worker.memory_budget for worker in await self.observed.workers())])
+
+
+def _memory(pool: Pool) -> int:
+    """What a worker of this pool may have; more than anybody asks for where only its first worker can tell."""
+    if pool.launcher == "local":
+        return _here()
+    if pool.accelerator == "cpu" and pool.memory_bytes:
+        return int(pool.memory_bytes * MEMORY_SHARE)
+    return sys.maxsize
+
+
+def _here() -> int:
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)

@@ -64,6 +64,11 @@ def test_times_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
     assert seconds_of(text) == seconds
 
 
+@pytest.mark.parametrize(("text", "size"), [("", None), ("500", 500 * 1024**2), ("64G", 64 * 1024**3)])
+def test_memory_is_read_as_slurm_reads_it(tmp_path: Path, text: str, size: int | None) -> None:
+    assert pool(tmp_path, f'memory = "{text}"').memory_bytes == size
+
+
 def test_models_are_names_or_patterns(tmp_path: Path) -> None:
     found = pool(tmp_path, 'models = ["meta-llama/*", "gpt2"]')
     assert found.serves("meta-llama/Llama-3.1-8B")

@@ -1,0 +1,41 @@
+"""How large a model may be is a matter of the workers there could be, not of the machine the gateway runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edif_hpc.core.pools import Pool
+from edif_hpc.core.settings import Settings
+from edif_hpc.gateway.door import MEMORY_SHARE, Door
+
+pytestmark = pytest.mark.fast
+
+
+class NobodyYet:
+    """A service before its first worker."""
+
+    async def workers(self) -> list[Any]:
+        return []
+
+
+def largest(*pools: Pool) -> int:
+    settings = Settings(pool=list(pools))
+    door = Door(settings, Path("/nowhere"), NobodyYet())  # type: ignore[arg-type]  # all that is asked of it here
+    return asyncio.run(door._largest())
+
+
+def test_a_pool_of_cpus_has_the_memory_it_asks_for() -> None:
+    assert largest(Pool(name="cpu", memory="1024G")) == int(1024 * 1024**3 * MEMORY_SHARE)
+
+
+def test_a_pool_whose_memory_only_its_workers_know_refuses_nobody_early() -> None:
+    assert largest(Pool(name="gpu", accelerator="cuda", gpus=1), Pool(name="cpu", memory="8G")) == sys.maxsize
+
+
+def test_without_pools_this_machine_is_the_measure() -> None:
+    assert 0 < largest() < sys.maxsize
