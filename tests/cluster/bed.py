@@ -46,8 +46,8 @@ NETWORKS = tuple(ipaddress.ip_network(f"10.{number}.0.0/24") for number in (213,
 PACKAGES = ("slurm-wlm", "munge", "iproute2", "passwd")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "ip", "unshare", "setpriv", "useradd", "userdel")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-OTHERS_SECONDS = 300
-"""How long to wait for another run's cluster on this machine to be gone."""
+OTHERS_SECONDS = 900
+"""How long to wait for another run's cluster on this machine to be gone; all its tests take some minutes."""
 DOWN_SECONDS = 60
 
 

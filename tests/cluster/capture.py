@@ -97,9 +97,7 @@ def listings(book: Book) -> None:
     cluster.run(["scancel", stubborn])
     cluster.wait(lambda: any(job.state == "COMPLETING" for job in cluster.jobs()), what="a completing job")
     book.take("squeue", *SQUEUE)
-    book.take("squeue-all-states", *SQUEUE, "--states=all")
-    book.take("squeue-own-format", "squeue", "--noheader", "--states=all", "--format=%i|%T|%r|%S|%e|%N|%j")
-    book.take("squeue-default", "squeue")
+    book.take("squeue-time-left", "squeue", "--noheader", "--format=%i|%j|%T|%r|%S|%e|%L|%N")
     book.take("squeue-end-of-one", "squeue", "--noheader", "--jobs", running, "--format=%e")
     book.take("squeue-unknown-job", *SQUEUE, "--jobs", "999999")
     book.take("squeue-unknown-user", *SQUEUE, "--user", "nobody-at-all")
@@ -108,16 +106,12 @@ def listings(book: Book) -> None:
     book.take("scontrol-show-job-pending", "scontrol", "show", "job", "--oneliner", pending)
     book.take("scontrol-show-job-unknown", "scontrol", "show", "job", "--oneliner", "999999")
     book.take("scontrol-show-node", "scontrol", "show", "node", "--oneliner")
-    book.take("scontrol-show-partition", "scontrol", "show", "partition", "--oneliner")
-    book.take("scontrol-show-config", "scontrol", "show", "config")
     book.take("scontrol-ping", "scontrol", "ping")
     book.take("sinfo", "sinfo", "--noheader", "--format=%P|%a|%l|%D|%T|%N|%G|%c|%m")
     book.take("sinfo-nodes", "sinfo", "--noheader", "--Node", "--format=%N|%T|%G|%c|%m|%E")
     book.take("scancel-unknown", "scancel", "999999")
     book.take("sacct-without-accounting", "sacct", "--parsable2", "--jobs", running)
     cluster.cancel_all()
-    book.take("squeue-empty", *SQUEUE)
-    book.take("squeue-ended", *SQUEUE, "--states=all")
 
 
 def failures(book: Book) -> None:
@@ -128,7 +122,6 @@ def failures(book: Book) -> None:
     book.cluster.stop("slurmctld")
     for name, command in (("squeue", SQUEUE), ("sbatch", ("sbatch", "--parsable")), ("scancel", ("scancel", "1"))):
         book.take(f"{name}-controller-gone", *command, stdin="#!/bin/bash\ntrue\n")
-    book.cluster.start("slurmctld")
 
 
 def main(folder: Path) -> None:

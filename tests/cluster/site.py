@@ -31,6 +31,8 @@ SETTINGS = """
 port = {port}
 [models]
 cache = "{cache}"
+[worker]
+threads = 1
 [network]
 address = "{address}"
 {pools}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from nnsight.modeling.transformers import TransformersModel
 
 from edif_hpc.fleet.slurm.text import parse_time
@@ -44,7 +45,8 @@ def site(slurm: Cluster, cache: Path) -> Iterator[Site]:
 
 
 def ask(site: Site) -> tuple[Any, Any]:
-    """The same block here and through the service."""
+    """The same block here and through the service, with as many threads."""
+    torch.set_num_threads(1)
     model = TransformersModel(models.repo_id("gpt2"), task="text-generation", dispatch=True)
 
     found = []

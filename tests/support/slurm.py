@@ -22,8 +22,8 @@ import pytest
 
 T = TypeVar("T")
 
-CLUSTER = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
-"""`pytestmark = CLUSTER` in every file that uses it: one process has it, and the first test may have to install it."""
+CLUSTER = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
+"""`pytestmark = CLUSTER` in every file that uses it: one process has it, and the first test may wait or install it."""
 NODES = ("node1", "node2")
 POLL_SECONDS = 0.2
 """A squeue costs some 10 ms of processor time, and there may be only two cores for the whole cluster."""
