@@ -63,15 +63,10 @@ class RedisEndpoint:
         """Without credentials, for people and logs."""
         return self.url
 
-    def client(self, *, retries: int = 1, connections: int = CONNECTIONS, one_by_one: bool = False) -> Redis:
+    def client(self, *, retries: int = 1, connections: int = CONNECTIONS) -> Redis:
         """A client whose pool grows on demand; beyond `connections` a command waits for one.
 
         Commands are retried once on a connection that went stale.
-
-        Args:
-            one_by_one: all commands but subscriptions share one connection, each waiting for the one before it. Taking
-                a connection from the pool and giving it back costs as much as a command does, so this is for a
-                process that asks little at a time; while Redis is silent, every command in line waits its own time-out.
         """
         verified = {"ssl_ca_certs": self.authority, "ssl_check_hostname": True} if self.authority else {}
         pool = BlockingConnectionPool.from_url(
@@ -87,9 +82,7 @@ class RedisEndpoint:
             retry_on_error=[ConnectionError],
             protocol=2,
         )
-        redis = Redis(connection_pool=pool, single_connection_client=one_by_one)
-        redis.auto_close_connection_pool = True
-        return redis
+        return Redis.from_pool(pool)
 
     def with_credentials(self) -> str:
         """The URL with its credentials, for a library that takes nothing else. Never log it."""

@@ -52,7 +52,6 @@ class Gateway:
 def create_app(
     settings: Settings,
     redis: Redis,
-    reader: Redis,
     store: Store,
     *,
     cache: Path,
@@ -63,7 +62,6 @@ def create_app(
     """Build the gateway around its servers.
 
     Args:
-        reader: another client, for the one loop that reads events.
         cache: the Hugging Face hub cache that the workers load from.
         spool: a private folder for large payloads while they are received.
         link_secret: signs result links.
@@ -73,7 +71,7 @@ def create_app(
     queue, events, registry, keys = Queue(redis, limits), Events(redis), Registry(redis), ApiKeys(redis)
     observed = Observed(registry, settings.worker.required_isolation)
     auth = Auth(keys, observed, trust_owner=settings.gateway.trust_owner)
-    sessions = Sessions(redis, Events(reader))
+    sessions = Sessions(redis, events)
     answers = Answers(
         queue,
         store,
@@ -103,7 +101,6 @@ def create_app(
         await asyncio.gather(*tasks, return_exceptions=True)
         results.close()
         await redis.aclose()
-        await reader.aclose()
 
     routes: list[Route | WebSocketRoute] = [
         Route("/request", intake.post, methods=["POST"]),

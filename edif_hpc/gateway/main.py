@@ -129,7 +129,6 @@ def serve(
     gateway = create_app(
         settings,
         redis.client(),
-        redis.client(one_by_one=True),
         store,
         cache=Path(settings.models.cache).expanduser() if settings.models.cache else home.hub,
         spool=home.spool,

@@ -125,7 +125,7 @@ async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, dead
     )  # fmt: skip
     accelerator = "cpu" if "cpu" in devices else machine.profile.name
     with scratch(Path(tempfile.gettempdir()), SCRATCH, f"{worker_id}-") as folder:
-        redis = redis_endpoint(home, settings, Role.WORKER).client(one_by_one=True)
+        redis = redis_endpoint(home, settings, Role.WORKER).client()
         agent = Agent(
             record,
             settings,
