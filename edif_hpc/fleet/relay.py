@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import ssl
@@ -22,7 +23,9 @@ from edif_hpc.core import log
 
 HANDSHAKE_SECONDS = 10.0
 CONNECTIONS = 2048
-"""A worker holds three; whoever comes beyond this is turned away, so that Redis keeps descriptors for the gateway."""
+"""A worker holds a handful; whoever comes beyond this is turned away, so that Redis keeps some for the gateway."""
+FILES = 2 * CONNECTIONS + 64
+"""Each connection is two sockets, and a usual soft limit is 1024."""
 CHUNK_BYTES = 256 * 1024
 IDLE_PROBE_SECONDS = 60
 """A node that lost its power says no goodbye: the kernel asks after this silence, and gives up after three probes."""
@@ -119,6 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     given = parser.parse_args(arguments)
     log.configure("relay")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(given.certificate, given.key)
