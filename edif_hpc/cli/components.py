@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -114,20 +115,42 @@ def worker(
         float | None,
         typer.Option(metavar="TIME", help="When it must have ended, in Unix seconds (default: never)."),
     ] = None,
+    lineage: Annotated[str, typer.Option(metavar="ID", help="The chain of allocations it is part of.")] = "",
+    generation: Annotated[int, typer.Option(min=1, metavar="N", help="Its place in that chain.")] = 1,
+    supervisor: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the pipes to who submits its successor (see slurm/README.md)."),
+    ] = None,
 ) -> None:
     import secrets
 
     from edif_hpc.core.endpoints import Role
+    from edif_hpc.core.errors import SettingsError
     from edif_hpc.fleet.process import recorded
     from edif_hpc.fleet.versions import refuse_running, refuse_versions
+    from edif_hpc.worker.handover import Chain
     from edif_hpc.worker.main import serve
 
     place = locate(home)
     settings = settings_for(place, config).settings
+    if bool(lineage) != bool(supervisor):
+        raise SettingsError("--lineage and --supervisor go together: one names the chain, the other who continues it.")
     worker_id = name or f"worker-{secrets.token_hex(3)}"
     refuse_running(place, worker_id)
     refuse_versions(place, settings, worker_id, Role.WORKER)
     allocated = any(each.name == pool and each.launcher == "slurm" for each in settings.pool)
     # In an allocation it is Slurm that knows the process; a record would make its node one that has the home in use.
     with nullcontext() if allocated else recorded(place, worker_id):
-        serve(place, settings, worker_id=worker_id, pool=pool, deadline=deadline)
+        chain = Chain(lineage, generation, _job_id(), supervisor) if supervisor else None
+        serve(place, settings, worker_id=worker_id, pool=pool, deadline=deadline, chain=chain)
+
+
+def _job_id() -> str:
+    from edif_hpc.core.errors import ComponentError
+
+    job_id = os.environ.get("SLURM_JOB_ID", "")
+    if not job_id:
+        raise ComponentError(
+            "--supervisor is for allocations, and SLURM_JOB_ID is not set; pass it into the container."
+        )
+    return job_id

@@ -20,7 +20,7 @@ LEAST_SECONDS = 2 * MINUTE
 """A walltime below this leaves no time to load a model and hand over."""
 SLURM_ONLY = (
     "image", "partition", "account", "qos", "reservation", "constraint", "gres", "gpus", "cpus", "memory", "exclusive",
-    "options", "setup", "binds",
+    "options", "setup", "binds", "handover",
 )  # fmt: skip
 OWNED_OPTIONS = (
     "job-name", "output", "error", "open-mode", "time", "signal", "dependency", "requeue", "no-requeue", "export",
@@ -64,6 +64,10 @@ class Pool(BaseModel):
     min_workers: int = Field(default=0, ge=0, description="Workers that are kept also when nobody asks.")
     max_workers: int = Field(default=1, ge=0, description="Most workers at a time.")
     idle_seconds: float = Field(default=600.0, gt=0, description="A worker without requests ends after this time.")
+    handover: Literal["overlap", "requeue"] = Field(
+        default="overlap",
+        description="Whether a successor starts beside its predecessor, or after it where there is room for one alone.",
+    )
     isolation: Isolation | None = Field(default=None, description="The level its workers must reach; empty: any.")
 
     @property

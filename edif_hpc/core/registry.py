@@ -42,6 +42,8 @@ class WorkerRecord(BaseModel):
     isolation: Isolation = Isolation.NONE
     device: str = "cpu"
     deadline: float | None = None
+    lineage: str = ""
+    generation: int = 1
     memory_budget: int = 0
     memory_used: int = 0
     running: int = 0
@@ -78,8 +80,17 @@ class Registry:
             await self.redis.zrem(keys.WORKERS, *gone)
         return [WorkerRecord.model_validate_json(value) for value in values if value is not None]
 
+    async def worker(self, worker_id: str) -> WorkerRecord | None:
+        """One worker, if it is registered."""
+        found = await self.redis.get(keys.worker(worker_id))
+        return WorkerRecord.model_validate_json(found) if found else None
+
     async def command(self, worker_id: str, command: str) -> None:
-        """Tell a worker something (`drain`, `stop`, `load KEY`, `unload KEY`); it hears the bell and reads its list."""
+        """Tell a worker something; it hears the bell and reads its list.
+
+        Args:
+            command: `drain`, `stop`, `load KEY`, `inherit KEY` (which a predecessor says), `unload KEY`.
+        """
         async with self.redis.pipeline(transaction=True) as pipeline:
             pipeline.rpush(keys.control(worker_id), command)
             pipeline.expire(keys.control(worker_id), 60)

@@ -12,6 +12,20 @@ EARLY_SECONDS = 60.0
 WARNING_SHARE, WARNING_LEAST, WARNING_MOST = 0.1, 10.0, 90.0
 FLUSH_SHARE, FLUSH_LEAST, FLUSH_MOST = 0.05, 5.0, 60.0
 
+SPARE_SHARE, SPARE_LEAST, SPARE_MOST = 0.15, 20.0, 600.0
+PACE_FACTOR = 1.5
+"""Queues get longer too: this much of what handovers took lately is allowed for."""
+
+
+def lead_seconds(walltime: float, pace: float) -> float:
+    """How long before the end a successor is asked for.
+
+    Args:
+        pace: seconds from asking until a successor is ready, as far as anybody knows.
+    """
+    spare = min(SPARE_MOST, max(SPARE_LEAST, walltime * SPARE_SHARE))
+    return min(walltime / 2, pace * PACE_FACTOR + spare)
+
 
 def warning_seconds(walltime: float) -> float:
     """How long before the end Slurm is asked for its signal."""

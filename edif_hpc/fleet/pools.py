@@ -10,9 +10,8 @@ from edif_hpc.core.settings import Settings
 
 from .local import Launcher, LocalLauncher
 from .slurm.commands import Slurm
+from .slurm.draft import order_for
 from .slurm.launcher import Listing, SlurmLauncher
-from .slurm.names import Name, tag
-from .slurm.order import Order
 
 LOCAL_POOL = "local"
 
@@ -39,19 +38,3 @@ def launchers(home: Home, settings: Settings, config: Path | None) -> dict[str, 
         return SlurmLauncher(home, pool, listing, lambda name: order_for(home, settings, config, pool, name))
 
     return {pool.name: launcher(pool) for pool in pools_of(settings)}
-
-
-def order_for(home: Home, settings: Settings, config: Path | None, pool: Pool, name: Name) -> Order:
-    """What an allocation of this pool is told."""
-    cache = Path(settings.models.cache).expanduser().absolute() if settings.models.cache else home.hub
-    return Order(
-        home=home.root,
-        config=config.absolute() if config else None,
-        pool=pool,
-        slurm=settings.slurm,
-        home_tag=tag(home.root),
-        lineage=name.lineage,
-        generation=name.generation,
-        cache=cache,
-        reached_at=settings.network.address,
-    )

@@ -1,8 +1,8 @@
 """The agent: claims requests that fit, keeps their leases, and ends in an orderly way. Holds the credentials; no torch.
 
-Four loops run side by side: claiming, heartbeats (lease renewal and registration), listening to the doorbell, and
-making models resident. Each claim is an `Attempt` in a task of its own. Redis may go away at any await: loops pause and
-go on, attempts keep their results.
+Loops run side by side: claiming, heartbeats (lease renewal and registration), listening to the doorbell, making models
+resident, the walltime's clock, and the handover to a successor. Each claim is an `Attempt` in a task of its own. Redis
+may go away at any await: loops pause and go on, attempts keep their results.
 """
 
 from __future__ import annotations
@@ -15,29 +15,27 @@ from typing import Any
 
 from edif_hpc import __version__
 from edif_hpc.core import log, walltime
-from edif_hpc.core.errors import EdifError, HostDied, ModelError
+from edif_hpc.core.lineage import Lineages
 from edif_hpc.core.queue import Claim, Events, Queue, Release, Verdict, keys
 from edif_hpc.core.queue.queue import FOREVER_SECONDS
 from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
-from edif_hpc.core.wire import ModelKey, Status
 
 from . import contract
 from .attempt import Attempt, log_end
+from .handover import Chain, Handover, Serving
+from .provision import Provision
 from .residents import Resident, Residents
-from .steady import AWAY
+from .steady import AWAY, until_done
 
 logger = log.get("worker")
 
 PREFETCH_BELOW_SECONDS = 0.5
 """A request is claimed ahead of a free slot only when runs are this short: behind a long one it would be stuck, while
 another worker may be free."""
-LOAD_ATTEMPTS = 2
-"""When a model host dies while it loads; one that says what is wrong with a model would say it again."""
 DRAIN_SECONDS = 20.0
 REDIS_PAUSE_SECONDS = 1.0
-ROOM_POLL_SECONDS = 1.0
 CANCEL_SECONDS = 0.5
 
 
@@ -45,7 +43,13 @@ class Agent:
     """One worker. `run` returns when it was told to stop, is idle for long, or its deadline is near."""
 
     def __init__(
-        self, record: WorkerRecord, settings: Settings, queue: Queue, store: Store, residents: Residents
+        self,
+        record: WorkerRecord,
+        settings: Settings,
+        queue: Queue,
+        store: Store,
+        residents: Residents,
+        chain: Chain | None = None,
     ) -> None:
         self.record = record
         self.settings = settings
@@ -57,13 +61,15 @@ class Agent:
         self.draining = asyncio.Event()
         self.drain_reason = Release.HANDBACK
         self._wake = asyncio.Event()
-        self._stir = asyncio.Event()
-        self._wanted: dict[str, float] = {}
-        self._told_to_load: set[str] = set()
-        self._failed_loads: dict[str, int] = {}
         self._last_busy = time.monotonic()
         self._last_contact = time.monotonic()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.least = next((pool.min_workers for pool in settings.pool if pool.name == record.pool), 0)
+        serving = Serving(self._models, self._used, settings.worker.idle_seconds, self.least > 0, self.stop)
+        lineages = Lineages(queue.redis)
+        self.handover = Handover(record, chain, lineages, self.registry, serving) if chain else None
+        patience = settings.worker.heartbeat_seconds
+        self.provision = Provision(queue, residents, patience, self._model_ready, self._wake.set)
 
     @property
     def lease_seconds(self) -> float:
@@ -80,11 +86,15 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until there is a reason to stop; then give back what cannot end."""
+        if not await self._enter():
+            return
         self.record.state = "serving"
         loops = [
             asyncio.create_task(loop)
-            for loop in (self._heartbeats(), self._listen(), self._claims(), self._make_resident(), self._walltime())
+            for loop in (self._heartbeats(), self._listen(), self._claims(), self.provision.run(), self._walltime())
         ]
+        if self.handover:
+            loops.append(asyncio.create_task(self._hand_over(self.handover)))
         stop = asyncio.create_task(self.draining.wait())
         try:
             await asyncio.wait([stop, *loops], return_when=asyncio.FIRST_COMPLETED)
@@ -92,7 +102,8 @@ class Agent:
                 if loop.done() and not loop.cancelled():
                     loop.result()
         finally:
-            await self._drain(loops[0])
+            leaving = [self.handover.leave(self.drain_reason)] if self.handover else []
+            await asyncio.gather(self._drain(), *leaving)
             await _ended(stop, *loops)
             await self.residents.close()
             await self._leave()
@@ -110,13 +121,40 @@ class Agent:
         self.draining.set()
         self._wake.set()
 
-    async def _drain(self, heartbeats: asyncio.Task[None]) -> None:
+    async def _enter(self) -> bool:
+        """Whether this allocation may serve: it is the only one of its generation, and none after it has begun."""
+        if self.handover is None:
+            return True
+        entry = await until_done("enter the lineage", self.handover.enter, self.settings.worker.offline_seconds)
+        if entry.used is not None:
+            self._last_busy -= max(0.0, time.time() - entry.used)
+        if entry.superseded:
+            logger.warning("superseded", why=entry.superseded)
+        return not entry.superseded
+
+    async def _hand_over(self, handover: Handover) -> None:
+        while not self.draining.is_set():
+            await asyncio.sleep(self.settings.worker.heartbeat_seconds)
+            try:
+                await handover.look()
+            except AWAY as error:
+                logger.warning("redis is away", error=str(error))
+
+    def _models(self) -> list[str]:
+        return [str(resident.key) for resident in self.residents.ready()]
+
+    def _used(self) -> float:
+        return time.time() if self.attempts else time.time() - (time.monotonic() - self._last_busy)
+
+    async def _drain(self) -> None:
         self.record.state = "draining"
         logger.info("draining", running=len(self.attempts))
         for attempt in list(self.attempts.values()):
             if not attempt.started:
                 attempt.hand_back(self.drain_reason)
-        patience = min(DRAIN_SECONDS, max(0.0, self.remaining_seconds()))
+        patience = max(0.0, self.remaining_seconds())
+        if self.drain_reason is not Release.WALLTIME:
+            patience = min(DRAIN_SECONDS, patience)
         await self._wait_for_attempts(patience)
         for attempt in list(self.attempts.values()):
             attempt.hand_back(self.drain_reason)
@@ -134,7 +172,7 @@ class Agent:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         self._wake.set()
-        self._stir.set()
+        self.provision.stir()
         if not task.cancelled() and (error := task.exception()):
             logger.error("attempt broke", error=repr(error), exc_info=error)
 
@@ -157,16 +195,24 @@ class Agent:
         try:
             await asyncio.wait_for(self._wake.wait(), self.settings.worker.heartbeat_seconds)
         except TimeoutError:
-            self._stop_when_idle()
+            await self._stop_when_idle()
 
-    def _stop_when_idle(self) -> None:
+    async def _stop_when_idle(self) -> None:
         now = time.monotonic()
-        loading = any(resident.state == "loading" for resident in self.residents.models.values())
-        if self.attempts or self._wanted or loading:
+        if self.attempts or self.provision.is_busy:
             self._last_busy = now
-        if now - self._last_busy > self.settings.worker.idle_seconds:
+        if now - self._last_busy > self.settings.worker.idle_seconds and not await self._is_kept():
             logger.info("idle", seconds=self.settings.worker.idle_seconds)
             self.stop()
+
+    async def _is_kept(self) -> bool:
+        """Whether this is one of the workers that its pool keeps also when nobody asks."""
+        try:
+            workers = await self.registry.workers() if self.least else []
+        except AWAY:
+            return True  # nothing is known of the others
+        mine = sorted(each.worker_id for each in workers if each.pool == self.record.pool and each.state == "serving")
+        return self.record.worker_id in mine[: self.least]
 
     async def _walltime(self) -> None:
         """The clock, which suffices without any signal."""
@@ -213,16 +259,6 @@ class Agent:
             if not attempt.started and attempt.ahead and waited > self.settings.worker.heartbeat_seconds:
                 attempt.hand_back(Release.HANDBACK, "the request before it takes long")
 
-    async def _look_for_wanted(self) -> None:
-        """Remember which models are waited for that are not here."""
-        now = time.monotonic()
-        waiting = await self.queue.waiting()
-        absent = (key for key in (*waiting, *self._told_to_load) if key not in self.residents.models)
-        wanted = {key: self._wanted.get(key, now) for key in absent}
-        if wanted != self._wanted:
-            self._wanted = wanted
-            self._stir.set()
-
     async def _serve(self, attempt: Attempt, resident: Resident) -> None:
         began = time.monotonic()
         try:
@@ -234,74 +270,6 @@ class Agent:
             resident.running -= 1
             resident.last_used = time.monotonic()
             self.attempts.pop(attempt.claim.request_id, None)
-
-    # -- models ------------------------------------------------------------------------------------------------------
-
-    async def _make_resident(self) -> None:
-        """Bring up what is waited for, one model after the other, and replace hosts that died."""
-        while True:
-            self._stir.clear()
-            try:
-                dead = self._forget_the_dead()
-                if await self.residents.evict_retired() or dead:
-                    await self._look_for_wanted()  # somebody may wait for what has just gone
-                for key in sorted(self._wanted, key=lambda key: self._wanted[key]):
-                    await self._bring_up(key)
-            except AWAY as error:
-                logger.warning("redis is away", error=str(error))
-            await self._until_stirred()
-
-    def _forget_the_dead(self) -> list[Resident]:
-        held = [resident for resident in self.residents.models.values() if resident.state == "ready"]
-        dead = [resident for resident in held if resident.host and resident.host.died.done()]
-        for resident in dead:
-            logger.error("model host died", model=resident.key.repo_id)
-            self.residents.forget(resident)
-        return dead
-
-    async def _until_stirred(self) -> None:
-        """Wait until something about models changed; while one waits for room, look again every second."""
-        with contextlib.suppress(TimeoutError):
-            patience = ROOM_POLL_SECONDS if self._wanted else self.settings.worker.heartbeat_seconds
-            await asyncio.wait_for(self._stir.wait(), patience)
-
-    async def _bring_up(self, text: str) -> None:
-        key = ModelKey.parse(text)
-        try:
-            waited_for = await self.queue.waiting()
-            device = self.residents.room_for(key, waited_for)
-            if device is None:
-                await self._tell_waiting(text, self.residents.why_no_room(key))
-                if await self.residents.evict_retired():
-                    device = self.residents.room_for(key, waited_for)
-            if device is None:
-                return
-            await self._tell_waiting(text, f"Loading {key.repo_id}.")
-            logger.info("loading model", model=key.repo_id, device=device)
-            began = time.monotonic()
-            resident = await self.residents.load(key, device, lambda step: None)
-            if resident.host:
-                resident.host.died.add_done_callback(lambda _: self._stir.set())
-            logger.info("model ready", model=key.repo_id, seconds=round(time.monotonic() - began, 2))
-            self._failed_loads.pop(text, None)
-            await self._announce()
-        except ModelError as error:
-            await self._refuse_waiting(text, str(error))
-        except EdifError as error:
-            logger.error("model failed to load", model=key.repo_id, error=str(error))
-            self._failed_loads[text] = self._failed_loads.get(text, 0) + 1
-            if not isinstance(error, HostDied) or self._failed_loads[text] >= LOAD_ATTEMPTS:
-                await self._refuse_waiting(text, f"{key.repo_id} could not be loaded: {error}")
-        self._wanted.pop(text, None)
-        self._told_to_load.discard(text)
-        self._wake.set()
-
-    async def _tell_waiting(self, target: str, sentence: str) -> None:
-        await self.queue.note(await self.queue.waiting_for(target), Status.DEPLOYING, sentence)
-
-    async def _refuse_waiting(self, target: str, sentence: str) -> None:
-        for request_id in await self.queue.waiting_for(target):
-            await self.queue.withdraw(request_id, "", sentence, only_waiting=True)
 
     # -- heartbeats and the doorbell -----------------------------------------------------------------------------------
 
@@ -317,6 +285,11 @@ class Agent:
                     logger.error("cut off from Redis, ending")
                     self.stop()
             await asyncio.sleep(self.settings.worker.heartbeat_seconds)
+
+    async def _model_ready(self) -> None:
+        if self.handover:
+            await self.handover.note_ready()
+        await self._announce()
 
     async def _announce(self) -> None:
         """Say what is here: with every heartbeat, and at once when a model has come or gone."""
@@ -338,7 +311,7 @@ class Agent:
                 attempt.cancel("Cancelled.")
         for command in await self.registry.commands(self.record.worker_id):
             self._obey(command)
-        await self._look_for_wanted()
+        await self.provision.look()
 
     def _obey(self, command: str) -> None:
         verb, _, argument = command.partition(" ")
@@ -346,13 +319,10 @@ class Agent:
             self.attempts[argument].cancel("Cancelled.")
         elif verb in ("drain", "stop"):
             self.stop()
-        elif verb == "load":
-            self._told_to_load.add(argument)
-            self._wanted.setdefault(argument, time.monotonic())
-            self._stir.set()
-        elif verb == "unload" and argument in self.residents.models:
-            self.residents.models[argument].retiring = True
-            self._stir.set()
+        elif verb in ("load", "inherit"):
+            self.provision.load(argument, inherited=verb == "inherit")
+        elif verb == "unload":
+            self.provision.unload(argument)
 
     async def _listen(self) -> None:
         events = Events(self.queue.redis)
@@ -363,7 +333,7 @@ class Agent:
                         for command in await self.registry.commands(self.record.worker_id):
                             self._obey(command)
                     elif channel == keys.BELL_QUEUE and message not in self.residents.models:
-                        await self._look_for_wanted()
+                        await self.provision.look()
                     self._wake.set()
             except AWAY as error:
                 logger.warning("the doorbell is away", error=str(error))

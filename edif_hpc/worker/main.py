@@ -33,6 +33,7 @@ from edif_hpc.hardware.profiles import Machine
 from . import sandbox
 from .agent import Agent
 from .environment import environment
+from .handover import Chain
 from .residents import Residents
 from .sandbox.kernel import protect_process
 
@@ -51,7 +52,13 @@ logger = log.get("worker")
 
 
 def serve(
-    home: Home, settings: Settings, *, worker_id: str = "", pool: str = "local", deadline: float | None = None
+    home: Home,
+    settings: Settings,
+    *,
+    worker_id: str = "",
+    pool: str = "local",
+    deadline: float | None = None,
+    chain: Chain | None = None,
 ) -> None:
     """Run a worker in the foreground.
 
@@ -66,7 +73,7 @@ def serve(
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(home, settings, worker_id or f"worker-{secrets.token_hex(3)}", pool, deadline))
+        runner.run(_serve(home, settings, worker_id or f"worker-{secrets.token_hex(3)}", pool, deadline, chain))
 
 
 def choose_isolation(settings: Settings) -> Isolation:
@@ -112,7 +119,9 @@ def model_cache(home: Home, settings: Settings) -> Path:
     return Path(settings.models.cache).expanduser() if settings.models.cache else home.hub
 
 
-async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, deadline: float | None) -> None:
+async def _serve(
+    home: Home, settings: Settings, worker_id: str, pool: str, deadline: float | None, chain: Chain | None
+) -> None:
     settings = for_pool(settings, pool)
     isolation = choose_isolation(settings)
     machine = await asyncio.to_thread(detect)
@@ -132,6 +141,7 @@ async def _serve(home: Home, settings: Settings, worker_id: str, pool: str, dead
             Queue(redis, settings.limits),
             Store(store_endpoint(home, settings, Role.WORKER)),
             Residents(settings, cache, folder, devices, accelerator, isolation),
+            chain,
         )
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):

@@ -13,9 +13,9 @@ from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings, SlurmSettings
-from edif_hpc.fleet.pools import order_for
 from edif_hpc.fleet.slurm import names, order
 from edif_hpc.fleet.slurm.commands import Slurm
+from edif_hpc.fleet.slurm.draft import order_for
 from edif_hpc.fleet.slurm.ending import end_allocations
 from edif_hpc.fleet.slurm.launcher import ASK_EVERY_SECONDS, Listing, SlurmLauncher
 

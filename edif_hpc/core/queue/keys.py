@@ -28,6 +28,8 @@
     environment       string  versions of the last worker, for nnsight.compare()
     pools             hash    pool -> "stopped", of those an admin stopped
     notices           hash    subject -> sentence that explains a pause to people
+    lineage(l)        hash    who is which generation of a chain of allocations, who asks for the next, when it was used
+    pace(pool)        hash    how long handovers of a pool took lately, in seconds
 
 Channels carry only the doorbell: what changed, never what it is.
 """
@@ -112,6 +114,14 @@ def worker(worker_id: str) -> str:
 
 def control(worker_id: str) -> str:
     return f"{PREFIX}control:{worker_id}"
+
+
+def lineage(name: str) -> str:
+    return f"{PREFIX}lineage:{name}"
+
+
+def pace(pool: str) -> str:
+    return f"{PREFIX}pace:{pool}"
 
 
 LUA_KEYS = f"""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from . import keys
 
 SCRIPTED = (
-    "del", "expire", "get", "hget", "hincrby", "hmget", "hset", "llen", "lpush", "lrange", "lrem", "pexpire", "publish",
-    "rpush", "set", "time", "xadd", "zadd", "zincrby", "zrange", "zrem", "zremrangebyscore", "zscore",
+    "del", "expire", "get", "hdel", "hget", "hincrby", "hmget", "hset", "hsetnx", "llen", "lpush", "lrange", "lrem",
+    "pexpire", "publish", "rpush", "set", "time", "xadd", "zadd", "zincrby", "zrange", "zrem",
+    "zremrangebyscore", "zscore",
 )  # fmt: skip
 """What the scripts call that a worker runs: Redis asks for the caller's rights inside them too."""
 DIRECT = (
@@ -20,7 +21,7 @@ DIRECT = (
 KEYS = (
     keys.request("*"), keys.payload("*"), keys.result("*"), keys.events("*"), keys.share("*"), keys.estimates("*"),
     keys.running("*"), keys.waiting("*"), keys.line("*"), keys.user("*"), keys.open_requests("*"),
-    keys.worker("*"), keys.control("*"),
+    keys.worker("*"), keys.control("*"), keys.lineage("*"), keys.pace("*"),
     keys.TARGETS, keys.LEASES, keys.WAITING_SINCE, keys.WORKERS, keys.OBJECTS, keys.COUNTERS, keys.ENVIRONMENT,
     keys.COMPONENTS,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edif_hpc.hardware.profiles import PROFILES
 
+from .line import FOLDER
 from .order import Order
 
 SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURMD_NODENAME", "SLURM_CPUS_PER_TASK")
@@ -36,7 +37,8 @@ def command(order: Order, scratch: Path, deadline: float, environment: Mapping[s
     """
     arguments = [
         "worker", "--home", str(order.home), "--id", order.name.worker, "--pool", order.pool.name,
-        "--deadline", f"{deadline:.0f}",
+        "--deadline", f"{deadline:.0f}", "--lineage", order.lineage, "--generation", str(order.generation),
+        "--supervisor", str((Path(INNER_TMP) if order.pool.image else scratch) / FOLDER),
     ]  # fmt: skip
     if order.config:
         arguments += ["--config", str(order.config)]

@@ -122,6 +122,8 @@ class SlurmLauncher:
         gone = []
         for name, each in list(self._submitted.items()):
             report = order.read_report(self.home.root, name)
+            if report:
+                self._heed(name, report)
             settled = report is not None and report.ended is not None
             if not settled and not self._has_gone(name, each):
                 continue
@@ -158,6 +160,13 @@ class SlurmLauncher:
                 self._submitted[name] = Submitted(seen.job_id, seen.start or self.listing.now())
             if name in self._submitted:
                 self._submitted[name].seen = seen
+
+    def _heed(self, name: Name, report: order.Report) -> None:
+        """Take up what a supervisor submitted by itself, and remember what it took back."""
+        if report.recalled:
+            self._cancelled.add(report.recalled)
+        elif report.successor and name.next not in self._buried and name.next not in self._submitted:
+            self._submitted[name.next] = Submitted(report.successor, self.listing.now())
 
     def _has_gone(self, name: Name, each: Submitted) -> bool:
         """Whether Slurm, asked since, says that it ended or does not know it any more."""

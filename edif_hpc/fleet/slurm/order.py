@@ -52,6 +52,10 @@ class Report(BaseModel):
     restarts: int = 0
     terminated: bool = False
     """Whether it was sent SIGTERM: by scancel, a preemption, or the end of the walltime."""
+    successor: str = ""
+    """The allocation that succeeds this one."""
+    recalled: str = ""
+    """The same, when it was taken back before it began."""
 
 
 def folder(home: Path) -> Path:

@@ -35,8 +35,9 @@ class Executor(SlurmExecutor):
         self._sbatch = slurm.sbatch
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        defaults = sorted(name for name in os.environ if name.startswith("SBATCH_"))  # they would beat the script
-        unset = [part for name in defaults for part in ("-u", name)]
+        # The first would beat the script; the others, of the allocation that submits its successor, would go along.
+        foreign = sorted(name for name in os.environ if name.startswith(("SBATCH_", "SLURM_")) and name != "SLURM_CONF")
+        unset = [part for name in foreign for part in ("-u", name)]
         return ["timeout", str(SUBMIT_SECONDS), "env", *unset, self._sbatch, str(submission_file_path)]
 
 

@@ -9,7 +9,6 @@ from edif_hpc.core.home import Home
 
 from .order import Order, folder, sweep, write_order
 from .script import Executor, parameters
-from .supervisor import supervise
 from .text import first_error
 
 
@@ -19,6 +18,8 @@ def submit(home: Home, order: Order, *, dependency: str = "") -> str:
     Raises:
         ComponentError: with what Slurm said.
     """
+    from .supervisor import supervise  # which submits as well, and so imports this module
+
     path = write_order(home, order)
     sweep(home.root)
     try:

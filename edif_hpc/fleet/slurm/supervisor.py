@@ -1,7 +1,8 @@
 """The supervisor: the thin process on the batch host that starts the worker, in its container, and sees it through.
 
 It is what submitit calls, and needs no torch. It knows the deadline, passes signals on, restarts a worker that
-crashed while there is time, and leaves a report. Slurm kills its step at the end, so the report is kept up to date.
+crashed while there is time, gets the successor when the worker asks, and leaves a report. Slurm kills its step at the
+end, so the report is kept up to date.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from edif_hpc.fleet import process
 
 from . import container
 from .commands import Slurm
+from .errands import Errands
+from .line import FOLDER, Line
 from .order import Order, Report, read_order, write_report
 
 PAUSES = (1.0, 5.0, 15.0)
@@ -35,6 +38,8 @@ POLL_SECONDS = 0.2
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 NOTHING_LEFT_SECONDS = 30.0
 """With less left than this no worker is started again."""
+YOUNG_SECONDS = 60.0
+"""A generation whose worker died before this age has no successor: that one would die as well."""
 
 logger = log.get("supervisor")
 
@@ -56,6 +61,7 @@ class Supervisor:
         self.home = Home(order.home)
         self.report = Report(job_id=job_id, host=socket.gethostname(), started=time.time())
         self.deadline = self._find_deadline()
+        self.errands = Errands(order, self.report, self._write)
         self._signals: list[tuple[float, signal.Signals]] = []
         self._told = False
         self._can_start = True
@@ -69,7 +75,12 @@ class Supervisor:
         try:
             for name in container.CACHES.values():
                 (scratch / name).mkdir()
-            status = self._keep_running(scratch)
+            line = Line(scratch / FOLDER)
+            status = self._keep_running(scratch, line)
+            if status and not self._told and time.time() - self.report.started > YOUNG_SECONDS:
+                self.errands.succeed_alone()
+            self.errands.close()
+            line.close()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         self.report.ended, self.report.status = time.time(), status
@@ -90,11 +101,11 @@ class Supervisor:
 
     # -- the worker ----------------------------------------------------------------------------------------------------
 
-    def _keep_running(self, scratch: Path) -> int:
+    def _keep_running(self, scratch: Path, line: Line) -> int:
         crashes = 0
         while True:
             began = time.monotonic()
-            status = self._run_worker(scratch)
+            status = self._run_worker(scratch, line)
             if status == 0 or self._told:
                 return status
             lived = time.monotonic() - began
@@ -109,7 +120,7 @@ class Supervisor:
             if not self._wait(PAUSES[crashes - 1]):
                 return status
 
-    def _run_worker(self, scratch: Path) -> int:
+    def _run_worker(self, scratch: Path, line: Line) -> int:
         """Start the worker, pass signals on, and return its status; negative: the signal that killed it."""
         command = container.command(self.order, scratch, self.deadline, os.environ)
         logger.info("starting the worker", command=command, deadline=self.deadline)
@@ -126,20 +137,21 @@ class Supervisor:
                 self.report.cause = f"{command[0]} could not be started on {self.report.host}: {error.strerror}"
                 self._can_start = False
                 return 1
-            status = self._see_through(child)
+            status = self._see_through(child, line)
         if status < 0:
             self.report.cause = f"killed by signal {-status}"
         elif status:
             self.report.cause = process.last_words(self.home, worker) or f"status {status}, without a word"
         return status
 
-    def _see_through(self, child: subprocess.Popen[bytes]) -> int:
+    def _see_through(self, child: subprocess.Popen[bytes], line: Line) -> int:
         kill_at = float("inf")
         while True:
             try:
                 return child.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 pass
+            self.errands.poll(line)
             for number in self._due_signals():
                 child.send_signal(number)
                 kill_at = min(kill_at, time.time() + END_SECONDS)

@@ -1,0 +1,182 @@
+"""How a worker's service outlives its allocation: it asks for a successor in time, brings it up, and lets it take over.
+
+A worker that has nothing to hand over asks for nobody. One that ends for another reason than its walltime ends its
+lineage too, and takes back a successor that has not begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edif_hpc.core import log, walltime
+from edif_hpc.core.errands import RECALL, SUCCESSOR
+from edif_hpc.core.errors import EdifError
+from edif_hpc.core.lineage import Answer, Entry, Lineages
+from edif_hpc.core.queue import Release
+from edif_hpc.core.registry import Registry, WorkerRecord
+
+from .errands import Supervisor
+from .steady import AWAY
+
+logger = log.get("worker")
+
+RETRY_SECONDS = 20.0
+"""Between two asks for a successor, when the first failed."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A worker's place in a lineage, as its supervisor told it: `line` is the folder of their pipes."""
+
+    lineage: str
+    generation: int
+    job_id: str
+    line: Path
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a handover must know of its worker.
+
+    Args:
+        models: keys of those that are ready.
+        used: Unix time of the last request.
+        idle_seconds: how long a lineage may be without requests.
+        kept: whether the pool wants workers also when nobody asks.
+        let_go: begins to drain.
+    """
+
+    models: Callable[[], Sequence[str]]
+    used: Callable[[], float]
+    idle_seconds: float
+    kept: bool
+    let_go: Callable[[Release], None]
+
+
+class Handover:
+    """One allocation's part in its lineage."""
+
+    def __init__(
+        self, record: WorkerRecord, chain: Chain, lineages: Lineages, registry: Registry, serving: Serving
+    ) -> None:
+        record.lineage, record.generation = chain.lineage, chain.generation
+        self.record = record
+        self.job_id = chain.job_id
+        self.supervisor = Supervisor(chain.line)
+        self.lineages = lineages
+        self.registry = registry
+        self.serving = serving
+        self.successor = ""
+        self._taker = secrets.token_hex(8)
+        self._ask_again = 0.0
+        self._asked = asyncio.Lock()
+        self._inherited: set[str] = set()
+        self._beside = False
+        self._submitted: float | None = None
+        self._ready_after: float | None = None
+        self._pace: float | None = None
+
+    async def enter(self) -> Entry:
+        """Begin to be this generation, unless another allocation is or was it."""
+        record = self.record
+        entry = await self.lineages.enter(record.lineage, record.generation, self.job_id)
+        if not entry.superseded:
+            self._beside = await self.registry.worker(self._worker(record.generation - 1)) is not None
+            self._submitted = entry.asked
+            self._pace = await self.lineages.pace(record.pool)
+            self.successor = await self.lineages.job_of(record.lineage, record.generation + 1)
+        return entry
+
+    async def note_ready(self) -> None:
+        """A model is here, and nobody was told yet. How long that took is for the one that asks for the next."""
+        if self._ready_after is not None:
+            return
+        now = time.time()
+        self._ready_after = now - self.record.started
+        logger.info("READY", generation=self.record.generation, models=list(self.serving.models()))
+        if self._beside and self._submitted:
+            await self.lineages.note_pace(self.record.pool, now - self._submitted)
+
+    async def look(self) -> None:
+        """Do what the time asks for; called with every heartbeat."""
+        if time.time() < self.ask_at():
+            return
+        if self.successor:
+            await self._bring_up()
+        elif time.time() >= self._ask_again and self._is_worth_it():
+            self._ask_again = time.time() + RETRY_SECONDS
+            await self._ask()
+
+    async def leave(self, reason: Release) -> None:
+        """See to the lineage at this worker's end."""
+        record = self.record
+        try:
+            if reason is Release.WALLTIME:
+                if not self.successor and self._is_worth_it():
+                    await self._ask()  # a signal came before the clock knew
+                await self.lineages.use(record.lineage, self.serving.used())
+                return
+            if self.successor:
+                await self.supervisor.ask(RECALL, record.generation + 1)
+            await self.lineages.end(record.lineage, reason.value)
+        except (*AWAY, EdifError) as error:
+            logger.warning("the lineage could not be told", error=str(error))
+
+    def ask_at(self) -> float:
+        """Unix time from which a successor is wanted."""
+        deadline, started = self.record.deadline, self.record.started
+        if deadline is None:
+            return float("inf")
+        pace = self._pace if self._pace is not None else 2 * (self._ready_after or 0.0)
+        return deadline - walltime.lead_seconds(deadline - started, pace)
+
+    def _is_worth_it(self) -> bool:
+        if self.serving.kept:
+            return True
+        return bool(self.serving.models()) and time.time() - self.serving.used() < self.serving.idle_seconds
+
+    async def _ask(self) -> None:
+        """Get a successor, unless somebody else is at it. One at a time: the clock and a signal may come together."""
+        async with self._asked:
+            if self.successor:
+                return
+            lineage, number = self.record.lineage, self.record.generation + 1
+            intent = await self.lineages.take(lineage, number, self._taker)
+            if intent.answer is Answer.SUBMITTED:
+                self.successor = intent.detail
+            if intent.answer is not Answer.YOURS:
+                logger.info("no successor is asked for", answer=intent.answer.value, detail=intent.detail)
+                return
+            await self.lineages.use(lineage, self.serving.used())
+            logger.info("asking for a successor", generation=number)
+            try:
+                job_id = await self.supervisor.ask(SUCCESSOR, number)
+            except EdifError as error:
+                logger.error("no successor", error=str(error))
+                return
+            self.successor = await self.lineages.record(lineage, number, job_id)
+            logger.info("successor submitted", generation=number, job=self.successor)
+
+    async def _bring_up(self) -> None:
+        """Have the successor load what is here, and let go once it has."""
+        number = self.record.generation + 1
+        record = await self.registry.worker(self._worker(number))
+        if record is None or record.state != "serving":
+            return
+        states = {model.model_key: model.state for model in record.models}
+        held = self.serving.models()
+        for key in held:
+            if key not in states and key not in self._inherited:
+                self._inherited.add(key)
+                await self.registry.command(record.worker_id, f"inherit {key}")
+        if all(states.get(key) in ("ready", "failed") for key in held):
+            logger.info("successor ready", generation=number, worker=record.worker_id)
+            self.serving.let_go(Release.WALLTIME)
+
+    def _worker(self, generation: int) -> str:
+        return f"{self.record.worker_id.removesuffix(f'-g{self.record.generation}')}-g{generation}"

@@ -1,0 +1,153 @@
+"""Making models resident: which are waited for and not here, and bringing them up one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+from edif_hpc.core import log
+from edif_hpc.core.errors import EdifError, HostDied, ModelError
+from edif_hpc.core.queue import Queue
+from edif_hpc.core.wire import ModelKey, Status
+
+from .residents import Resident, Residents
+from .steady import AWAY
+
+logger = log.get("worker")
+
+LOAD_ATTEMPTS = 2
+"""When a model host dies while it loads; one that says what is wrong with a model would say it again."""
+ROOM_POLL_SECONDS = 1.0
+
+
+class Provision:
+    """What one worker does about models.
+
+    Args:
+        patience: seconds after which it looks again, when nothing stirs.
+        ready: called when a model is here, before anybody is told.
+        changed: called afterwards, when requests may be claimed for it or were refused.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        residents: Residents,
+        patience: float,
+        ready: Callable[[], Awaitable[None]],
+        changed: Callable[[], None],
+    ) -> None:
+        self.queue = queue
+        self.residents = residents
+        self.patience = patience
+        self.ready = ready
+        self.changed = changed
+        self._stir = asyncio.Event()
+        self._wanted: dict[str, float] = {}
+        self._told_to_load: set[str] = set()
+        self._inherited: set[str] = set()
+        self._failed_loads: dict[str, int] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for a model; what a predecessor held is no reason to stay."""
+        loading = {key for key, resident in self.residents.models.items() if resident.state == "loading"}
+        return bool((self._wanted.keys() | loading) - self._inherited)
+
+    def stir(self) -> None:
+        """Look soon: something about models may have changed."""
+        self._stir.set()
+
+    def load(self, key: str, *, inherited: bool = False) -> None:
+        """Bring a model up without a request for it; `inherited`: because a predecessor holds it."""
+        self._told_to_load.add(key)
+        if inherited:
+            self._inherited.add(key)
+        self._wanted.setdefault(key, time.monotonic())
+        self.stir()
+
+    def unload(self, key: str) -> None:
+        if key in self.residents.models:
+            self.residents.models[key].retiring = True
+            self.stir()
+
+    async def look(self) -> None:
+        """Remember which models are waited for that are not here."""
+        now = time.monotonic()
+        waiting = await self.queue.waiting()
+        absent = (key for key in (*waiting, *self._told_to_load) if key not in self.residents.models)
+        wanted = {key: self._wanted.get(key, now) for key in absent}
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self.stir()
+
+    async def run(self) -> None:
+        """Bring up what is waited for, and replace hosts that died."""
+        while True:
+            self._stir.clear()
+            try:
+                dead = self._forget_the_dead()
+                if await self.residents.evict_retired() or dead:
+                    await self.look()  # somebody may wait for what has just gone
+                for key in sorted(self._wanted, key=lambda key: self._wanted[key]):
+                    await self._bring_up(key)
+            except AWAY as error:
+                logger.warning("redis is away", error=str(error))
+            await self._until_stirred()
+
+    def _forget_the_dead(self) -> list[Resident]:
+        held = [resident for resident in self.residents.models.values() if resident.state == "ready"]
+        dead = [resident for resident in held if resident.host and resident.host.died.done()]
+        for resident in dead:
+            logger.error("model host died", model=resident.key.repo_id)
+            self.residents.forget(resident)
+        return dead
+
+    async def _until_stirred(self) -> None:
+        """Wait until something about models changed; while one waits for room, look again every second."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stir.wait(), ROOM_POLL_SECONDS if self._wanted else self.patience)
+
+    async def _bring_up(self, text: str) -> None:
+        key = ModelKey.parse(text)
+        try:
+            waited_for = await self.queue.waiting()
+            device = self.residents.room_for(key, waited_for)
+            if device is None:
+                await self._tell_waiting(text, self.residents.why_no_room(key))
+                if await self.residents.evict_retired():
+                    device = self.residents.room_for(key, waited_for)
+            if device is None:
+                return
+            await self._tell_waiting(text, f"Loading {key.repo_id}.")
+            await self._load(key, device)
+            self._failed_loads.pop(text, None)
+        except ModelError as error:
+            await self._refuse_waiting(text, str(error))
+        except EdifError as error:
+            logger.error("model failed to load", model=key.repo_id, error=str(error))
+            self._failed_loads[text] = self._failed_loads.get(text, 0) + 1
+            if not isinstance(error, HostDied) or self._failed_loads[text] >= LOAD_ATTEMPTS:
+                await self._refuse_waiting(text, f"{key.repo_id} could not be loaded: {error}")
+        self._wanted.pop(text, None)
+        self._told_to_load.discard(text)
+        self._inherited.discard(text)
+        self.changed()
+
+    async def _load(self, key: ModelKey, device: str) -> None:
+        logger.info("loading model", model=key.repo_id, device=device)
+        began = time.monotonic()
+        resident = await self.residents.load(key, device, lambda step: None)
+        if resident.host:
+            resident.host.died.add_done_callback(lambda _: self.stir())
+        logger.info("model ready", model=key.repo_id, seconds=round(time.monotonic() - began, 2))
+        await self.ready()
+
+    async def _tell_waiting(self, target: str, sentence: str) -> None:
+        await self.queue.note(await self.queue.waiting_for(target), Status.DEPLOYING, sentence)
+
+    async def _refuse_waiting(self, target: str, sentence: str) -> None:
+        for request_id in await self.queue.waiting_for(target):
+            await self.queue.withdraw(request_id, "", sentence, only_waiting=True)
