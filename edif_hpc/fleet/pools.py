@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edif_hpc.core.endpoints import redis_endpoint
 from edif_hpc.core.home import Home
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings
@@ -12,6 +13,7 @@ from .local import Launcher, LocalLauncher
 from .slurm.commands import Slurm
 from .slurm.draft import order_for
 from .slurm.launcher import Listing, SlurmLauncher
+from .slurm.succession import succeed
 
 LOCAL_POOL = "local"
 
@@ -35,6 +37,12 @@ def launchers(home: Home, settings: Settings, config: Path | None) -> dict[str, 
     def launcher(pool: Pool) -> Launcher:
         if pool.launcher == "local":
             return LocalLauncher(home, pool.name)
-        return SlurmLauncher(home, pool, listing, lambda name: order_for(home, settings, config, pool, name))
+        return SlurmLauncher(
+            home,
+            pool,
+            listing,
+            lambda name: order_for(home, settings, config, pool, name),
+            lambda order, predecessor: succeed(home, redis_endpoint(home, settings), order, predecessor),
+        )
 
     return {pool.name: launcher(pool) for pool in pools_of(settings)}

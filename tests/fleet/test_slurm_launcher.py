@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ class Site:
     folder: Path
     launcher: SlurmLauncher
     now: float = 1_000_000.0
+    succeeded: list[tuple[int, str]] = field(default_factory=list)
 
     def later(self, seconds: float = ASK_EVERY_SECONDS) -> None:
         self.now += seconds
@@ -69,7 +71,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     home = Home(tmp_path / "home").create()
     found = Site(tmp_path, None)  # type: ignore[arg-type]  # made of itself in the next lines
     listing = Listing(Slurm(SlurmSettings()), home.root, now=lambda: found.now)
-    found.launcher = SlurmLauncher(home, POOL, listing, lambda name: order_for(home, Settings(), None, POOL, name))
+
+    def succeed(what: order.Order, predecessor: str) -> str:
+        found.succeeded.append((what.generation, predecessor))
+        return "8"
+
+    found.launcher = SlurmLauncher(
+        home, POOL, listing, lambda name: order_for(home, Settings(), None, POOL, name), succeed
+    )
     return found
 
 
@@ -144,7 +153,7 @@ def test_another_fleet_finds_what_this_one_submitted(site: Site) -> None:
     worker = site.launcher.launch()
     old = site.launcher
     site.launcher = SlurmLauncher(
-        old.home, POOL, Listing(old.listing.slurm, old.home.root, lambda: site.now), old.draft
+        old.home, POOL, Listing(old.listing.slurm, old.home.root, lambda: site.now), old.draft, old.succeed
     )
     assert [each.worker_id for each in site.launcher.launched()] == [worker]
 
@@ -164,3 +173,16 @@ def test_down_cancels_this_homes_allocations_and_no_others(site: Site) -> None:
     end_allocations(site.launcher.home.root, Slurm(SlurmSettings()), tell)
     assert (site.folder / "cancelled").read_text() == "--quiet 7\n"
     assert told == ["cancelling 1 allocations …"]
+
+
+def test_what_broke_late_is_continued_and_what_broke_young_begins_anew(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    site.later()
+    site.launcher.launched()
+    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()  # 540 s after its start
+    site.queue("NODE_FAIL")
+    assert [ended.status for ended in site.launcher.ended()] == [1]
+    assert site.launcher.launch().endswith("-g2")
+    assert site.succeeded == [(2, "7")]
+    assert site.launcher.launch().endswith("-g1"), "one that broke is continued once"

@@ -16,7 +16,7 @@ from edif_hpc.core.errors import ComponentError, EdifError
 from edif_hpc.core.home import Home
 from edif_hpc.core.pools import Pool
 from edif_hpc.fleet import process
-from edif_hpc.fleet.decide import Launched
+from edif_hpc.fleet.decide import ALLOCATIONS, Launched
 from edif_hpc.fleet.local import WORDS, Ended
 
 from . import names, order
@@ -82,17 +82,32 @@ class Submitted:
 
 
 class SlurmLauncher:
-    """Allocations of one pool."""
+    """Allocations of one pool.
 
-    def __init__(self, home: Home, pool: Pool, listing: Listing, draft: Callable[[Name], order.Order]) -> None:
+    Args:
+        draft: what the allocation of a name is told.
+        succeed: gets the next generation of a lineage that broke, as `succession.succeed`.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        pool: Pool,
+        listing: Listing,
+        draft: Callable[[Name], order.Order],
+        succeed: Callable[[order.Order, str], str],
+    ) -> None:
         self.home = home
         self.pool = pool
         self.listing = listing
         self.draft = draft
+        self.succeed = succeed
         self._submitted: dict[Name, Submitted] = {}
         self._cancelled: set[str] = set()
         self._buried: set[Name] = set()
         """Told to have ended; the last listing may still call them running."""
+        self._broken: dict[Name, str] = {}
+        """Lost without a successor, and their allocations: the next launches continue their lineages."""
 
     def launch(self) -> str:
         """Submit one more allocation.
@@ -104,7 +119,14 @@ class SlurmLauncher:
             raise ComponentError(self.listing.trouble)
         name = names.first(self.home.root, self.pool.name)
         try:
-            job_id = submit(self.home, self.draft(name))
+            if self._broken:
+                broken, predecessor = self._broken.popitem()
+                name = broken.next
+                job_id = self.succeed(
+                    self.draft(name), predecessor
+                )  # "": somebody else is at it, and Slurm will show it
+            else:
+                job_id = submit(self.home, self.draft(name))
         except ComponentError:
             self.listing.forget()  # it may exist all the same
             raise
@@ -144,7 +166,8 @@ class SlurmLauncher:
         return self.listing.trouble
 
     def halt(self) -> None:
-        waiting = [each.job_id for each in self._submitted.values() if each.seen and each.seen.phase is Phase.PENDING]
+        seen = [each.seen for each in self._submitted.values() if each.seen]
+        waiting = [each.job_id for each in seen if each.phase is Phase.PENDING]
         self._cancelled.update(waiting)
         self.listing.slurm.cancel(waiting)
 
@@ -186,6 +209,8 @@ class SlurmLauncher:
             said = f"Slurm says {state}" if state else "Slurm does not know it any more"
             cause = f"{said}; its last words: {words or 'none'}"
         cancelled = state == "CANCELLED" and each.job_id not in self._cancelled
+        if status and not cancelled and lived > ALLOCATIONS.young_seconds and name.next not in self._submitted:
+            self._broken[name] = each.job_id
         return Ended(name.worker, lived, None if cancelled else status, cause[-WORDS:], cancelled)
 
     def _log(self, each: Submitted) -> Path:
