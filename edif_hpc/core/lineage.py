@@ -8,7 +8,9 @@ is found by its name or, when it begins, turned away here.
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -55,15 +57,15 @@ end
 # KEYS: lineage. ARGV: generation, job, kept s.
 ENTER = """
 local number = tonumber(ARGV[1])
-local current, ended, job, used, asked = unpack(redis.call('HMGET', KEYS[1],
-    'current', 'ended', ARGV[1] .. ':job', 'used', ARGV[1] .. ':asked'))
+local current, ended, job, used, asked, models = unpack(redis.call('HMGET', KEYS[1],
+    'current', 'ended', ARGV[1] .. ':job', 'used', ARGV[1] .. ':asked', 'models'))
 current = tonumber(current or '0')
 if current > number then return {'superseded', 'generation ' .. current .. ' serves'} end
 if job and job ~= ARGV[2] then return {'superseded', 'allocation ' .. job .. ' is this generation'} end
 if ended and current < number then return {'superseded', 'the lineage has ended: ' .. ended} end
 redis.call('HSET', KEYS[1], 'current', number, ARGV[1] .. ':job', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
-return {'entered', used or '', asked or ''}
+return {'entered', used or '', asked or '', models or '[]'}
 """
 
 
@@ -94,11 +96,13 @@ class Entry:
         superseded: why it must not serve; empty: it may.
         used: Unix time of the lineage's last request, if there was one.
         asked: Unix time at which this generation was submitted, if somebody asked for it.
+        models: keys of those that the predecessor held.
     """
 
     superseded: str = ""
     used: float | None = None
     asked: float | None = None
+    models: Sequence[str] = ()
 
 
 class Lineages:
@@ -131,17 +135,17 @@ class Lineages:
         verdict, *rest = await self._enter(keys=[keys.lineage(lineage)], args=arguments)
         if verdict == b"superseded":
             return Entry(superseded=rest[0].decode())
-        used, asked = (float(text) if text else None for text in rest)
-        return Entry(used=used, asked=asked)
+        used, asked = (float(text) if text else None for text in rest[:2])
+        return Entry(used=used, asked=asked, models=json.loads(rest[2]))
 
     async def job_of(self, lineage: str, generation: int) -> str:
         """The allocation that is or will be this generation; empty: none is known."""
         found = await self.redis.hget(keys.lineage(lineage), f"{generation}:job")
         return found.decode() if found else ""
 
-    async def use(self, lineage: str, used: float) -> None:
-        """Leave to the successor when the last request came, so that idleness is counted across generations."""
-        await self.redis.hset(keys.lineage(lineage), "used", used)
+    async def bequeath(self, lineage: str, used: float, models: Sequence[str]) -> None:
+        """Leave to the successor what to load, and when the last request came: idleness is counted on."""
+        await self.redis.hset(keys.lineage(lineage), mapping={"used": used, "models": json.dumps(list(models))})
 
     async def end(self, lineage: str, why: str) -> None:
         """No more generations: what is pending turns itself away if it should begin."""

@@ -89,7 +89,7 @@ class Registry:
         """Tell a worker something; it hears the bell and reads its list.
 
         Args:
-            command: `drain`, `stop`, `load KEY`, `inherit KEY` (which a predecessor says), `unload KEY`.
+            command: `drain`, `stop`, `load KEY`, `unload KEY`.
         """
         async with self.redis.pipeline(transaction=True) as pipeline:
             pipeline.rpush(keys.control(worker_id), command)

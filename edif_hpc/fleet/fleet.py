@@ -163,14 +163,21 @@ class Fleet:
         await self.redis.zremrangebyscore(keys.WANTED, "-inf", time.time() - WANTED_SECONDS)
         wanted = [key.decode() for key in await self.redis.zrange(keys.WANTED, 0, -1)]
         serving = [worker for worker in workers if worker.state == "serving"]
-        if not wanted or not serving:
-            return wanted
+        untold = []
         for key in wanted:
-            least = min(serving, key=lambda worker: len(worker.models))
+            able = [worker for worker in serving if self._serves(worker, key)]
+            if not able:
+                untold.append(key)
+                continue
+            least = min(able, key=lambda worker: len(worker.models))
             if not any(model.model_key == key for worker in serving for model in worker.models):
                 await self.registry.command(least.worker_id, f"load {key}")
             await self.redis.zrem(keys.WANTED, key)
-        return []
+        return untold
+
+    def _serves(self, worker: WorkerRecord, key: str) -> bool:
+        pool = self.pools.get(worker.pool)
+        return pool is None or pool.serves(_target(key, 0).repo_id)
 
     def _pools(self) -> list[Pool]:
         pools = []

@@ -64,12 +64,14 @@ class Agent:
         self._last_busy = time.monotonic()
         self._last_contact = time.monotonic()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.least = next((pool.min_workers for pool in settings.pool if pool.name == record.pool), 0)
+        pool = next((pool for pool in settings.pool if pool.name == record.pool), None)
+        self.least = pool.min_workers if pool else 0
         serving = Serving(self._models, self._used, settings.worker.idle_seconds, self.least > 0, self.stop)
         lineages = Lineages(queue.redis)
         self.handover = Handover(record, chain, lineages, self.registry, serving) if chain else None
         patience = settings.worker.heartbeat_seconds
-        self.provision = Provision(queue, residents, patience, self._model_ready, self._wake.set)
+        serves = pool.serves if pool else _anything
+        self.provision = Provision(queue, residents, serves, patience, self._model_ready, self._wake.set)
 
     @property
     def lease_seconds(self) -> float:
@@ -128,6 +130,8 @@ class Agent:
         entry = await until_done("enter the lineage", self.handover.enter, self.settings.worker.offline_seconds)
         if entry.used is not None:
             self._last_busy -= max(0.0, time.time() - entry.used)
+        for key in entry.models:
+            self.provision.load(key, inherited=True)
         if entry.superseded:
             logger.warning("superseded", why=entry.superseded)
         return not entry.superseded
@@ -319,8 +323,8 @@ class Agent:
             self.attempts[argument].cancel("Cancelled.")
         elif verb in ("drain", "stop"):
             self.stop()
-        elif verb in ("load", "inherit"):
-            self.provision.load(argument, inherited=verb == "inherit")
+        elif verb == "load":
+            self.provision.load(argument)
         elif verb == "unload":
             self.provision.unload(argument)
 
@@ -338,6 +342,11 @@ class Agent:
             except AWAY as error:
                 logger.warning("the doorbell is away", error=str(error))
             await asyncio.sleep(REDIS_PAUSE_SECONDS)
+
+
+def _anything(repo_id: str) -> bool:
+    """What a worker without a `[[pool]]` serves."""
+    return True
 
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:

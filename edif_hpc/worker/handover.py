@@ -75,7 +75,7 @@ class Handover:
         self._taker = secrets.token_hex(8)
         self._ask_again = 0.0
         self._asked = asyncio.Lock()
-        self._inherited: set[str] = set()
+        self._held: set[str] = set()
         self._beside = False
         self._submitted: float | None = None
         self._ready_after: float | None = None
@@ -90,6 +90,7 @@ class Handover:
             self._submitted = entry.asked
             self._pace = await self.lineages.pace(record.pool)
             self.successor = await self.lineages.job_of(record.lineage, record.generation + 1)
+            self._held = set(entry.models)
         return entry
 
     async def note_ready(self) -> None:
@@ -107,7 +108,7 @@ class Handover:
         if time.time() < self.ask_at():
             return
         if self.successor:
-            await self._bring_up()
+            await self._let_take_over()
         elif time.time() >= self._ask_again and self._is_worth_it():
             self._ask_again = time.time() + RETRY_SECONDS
             await self._ask()
@@ -119,7 +120,7 @@ class Handover:
             if reason is Release.WALLTIME:
                 if not self.successor and self._is_worth_it():
                     await self._ask()  # a signal came before the clock knew
-                await self.lineages.use(record.lineage, self.serving.used())
+                await self._bequeath()
                 return
             if self.successor:
                 await self.supervisor.ask(RECALL, record.generation + 1)
@@ -152,7 +153,7 @@ class Handover:
             if intent.answer is not Answer.YOURS:
                 logger.info("no successor is asked for", answer=intent.answer.value, detail=intent.detail)
                 return
-            await self.lineages.use(lineage, self.serving.used())
+            await self._bequeath()
             logger.info("asking for a successor", generation=number)
             try:
                 job_id = await self.supervisor.ask(SUCCESSOR, number)
@@ -162,19 +163,18 @@ class Handover:
             self.successor = await self.lineages.record(lineage, number, job_id)
             logger.info("successor submitted", generation=number, job=self.successor)
 
-    async def _bring_up(self) -> None:
-        """Have the successor load what is here, and let go once it has."""
+    async def _bequeath(self) -> None:
+        self._held = set(self.serving.models())
+        await self.lineages.bequeath(self.record.lineage, self.serving.used(), sorted(self._held))
+
+    async def _let_take_over(self) -> None:
+        """Let go once the successor has loaded what was here when it was asked for."""
         number = self.record.generation + 1
         record = await self.registry.worker(self._worker(number))
         if record is None or record.state != "serving":
             return
-        states = {model.model_key: model.state for model in record.models}
-        held = self.serving.models()
-        for key in held:
-            if key not in states and key not in self._inherited:
-                self._inherited.add(key)
-                await self.registry.command(record.worker_id, f"inherit {key}")
-        if all(states.get(key) in ("ready", "failed") for key in held):
+        done = {model.model_key for model in record.models if model.state in ("ready", "failed")}
+        if self._held <= done:
             logger.info("successor ready", generation=number, worker=record.worker_id)
             self.serving.let_go(Release.WALLTIME)
 

@@ -26,6 +26,7 @@ class Provision:
     """What one worker does about models.
 
     Args:
+        serves: whether a model, by its repo id, is this worker's business.
         patience: seconds after which it looks again, when nothing stirs.
         ready: called when a model is here, before anybody is told.
         changed: called afterwards, when requests may be claimed for it or were refused.
@@ -35,12 +36,14 @@ class Provision:
         self,
         queue: Queue,
         residents: Residents,
+        serves: Callable[[str], bool],
         patience: float,
         ready: Callable[[], Awaitable[None]],
         changed: Callable[[], None],
     ) -> None:
         self.queue = queue
         self.residents = residents
+        self.serves = serves
         self.patience = patience
         self.ready = ready
         self.changed = changed
@@ -77,7 +80,8 @@ class Provision:
         """Remember which models are waited for that are not here."""
         now = time.monotonic()
         waiting = await self.queue.waiting()
-        absent = (key for key in (*waiting, *self._told_to_load) if key not in self.residents.models)
+        ours = (key for key in waiting if self.serves(ModelKey.parse(key).repo_id))
+        absent = (key for key in (*ours, *self._told_to_load) if key not in self.residents.models)
         wanted = {key: self._wanted.get(key, now) for key in absent}
         if wanted != self._wanted:
             self._wanted = wanted

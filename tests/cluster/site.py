@@ -63,8 +63,14 @@ class Site:
         return json.loads(self.cli(*arguments, "--json").stdout)
 
     def logs(self) -> str:
+        """The ends of all logs but for what every request leaves there."""
         found = [*sorted((self.home / "logs").glob("*.log")), *sorted((self.home / "allocations").glob("*_log.out"))]
-        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
+        return "\n".join(f"== {path.name}\n{_end_of(path)}" for path in found)
+
+
+def _end_of(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if '"request ended"' not in line]
+    return "\n".join(lines)[-4000:]
 
 
 @contextmanager
@@ -90,6 +96,9 @@ def running(cluster: Cluster, cache: Path, pools: str, *, external: bool = False
             site.cli("up", "--detach")
             site.key = site.json("keys", "create", "tester")["key"]
             yield site
+        except BaseException:
+            print(site.logs())  # for who reads why a test failed
+            raise
         finally:
             site.cli("down", check=False)
     shutil.rmtree(folder, ignore_errors=True)

@@ -106,12 +106,12 @@ def test_a_lineage_that_has_ended_has_no_successor(endpoint: RedisEndpoint) -> N
     scenario(endpoint, body)
 
 
-def test_idleness_and_pace_are_handed_down(endpoint: RedisEndpoint) -> None:
+def test_idleness_models_and_pace_are_handed_down(endpoint: RedisEndpoint) -> None:
     async def body(lineages: Lineages) -> None:
-        await lineages.use(LINE, 1000.5)
+        await lineages.bequeath(LINE, 1000.5, ["a", "b"])
         await lineages.record(LINE, 2, "20")
         entry = await lineages.enter(LINE, 2, "20")
-        assert entry.used == 1000.5
+        assert (entry.used, entry.models) == (1000.5, ["a", "b"])
         assert entry.asked
         assert await lineages.pace("main") is None
         await lineages.note_pace("main", 20.0)
