@@ -15,6 +15,7 @@ from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 
 from .network import LOOPBACK, listened
+from .process import living
 
 NAMES = {
     "redis": ("redis",),
@@ -61,19 +62,25 @@ def choose(home: Home, settings: Settings, server: str) -> dict[str, int]:
     known = embedded_ports(home)
     others = {port for name, port in known.items() if name not in NAMES[server]}
     chosen: dict[str, int] = {}
-    hosts = listened(settings)
+    everywhere, own = listened(settings), hosts_of(home, settings, server)
     for name in NAMES[server]:
         wanted = fixed if name == server else 0
-        if wanted and not are_free(wanted, hosts):
+        if wanted and not are_free(wanted, own):
             raise taken(server, wanted)
         port = wanted or known.get(name, 0)
-        if not port or port in others or not are_free(port, hosts):
-            port = _any_free(others, hosts)
+        if not port or port in others or not are_free(port, own):
+            port = _any_free(others, everywhere)
         chosen[name] = port
         others.add(port)
     if chosen != {name: known.get(name) for name in chosen}:
         home.write_private(home.run / PORTS, json.dumps({**known, **chosen}))
     return chosen
+
+
+def hosts_of(home: Home, settings: Settings, server: str) -> tuple[str, ...]:
+    """Where a server's port must be free. Redis's at the address is the relay's, which outlives it: a Redis that comes
+    back on another port would strand every worker."""
+    return (LOOPBACK,) if server == "redis" and living(home, "relay") else listened(settings)
 
 
 def reserve(home: Home, settings: Settings) -> None:

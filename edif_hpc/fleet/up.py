@@ -51,7 +51,11 @@ def check(home: Home, settings: Settings) -> None:
             "choose another with --port."
         )
     for server, port in {"redis": settings.redis.port, "store": settings.store.port}.items():
-        if port and not process.living(home, server) and not ports.are_free(port, network.listened(settings)):
+        if (
+            port
+            and not process.living(home, server)
+            and not ports.are_free(port, ports.hosts_of(home, settings, server))
+        ):
             raise ports.taken(server, port)
     _refuse_readdressed(home, settings)
 

@@ -43,8 +43,10 @@ BRIDGE = "edifhpc0"
 LINKS = ("edifhpc1", "edifhpc2")
 NETWORKS = tuple(ipaddress.ip_network(f"10.{number}.0.0/24") for number in (213, 187, 149, 101))
 """The first that this machine does not use."""
-PACKAGES = ("slurm-wlm", "munge", "iproute2", "passwd")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "ip", "unshare", "setpriv", "useradd", "userdel")
+PACKAGES = ("slurm-wlm", "munge", "iproute2", "passwd", "shellcheck")
+PROGRAMS = (
+    "munged", "slurmctld", "slurmd", "sbatch", "srun", "ip", "unshare", "setpriv", "useradd", "userdel", "shellcheck",
+)  # fmt: skip
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OTHERS_SECONDS = 900
 """How long to wait for another run's cluster on this machine to be gone; all its tests take some minutes."""

@@ -264,6 +264,8 @@ def test_doctor_and_ps_tell_the_address(reached: Stack, address: str) -> None:
 
 
 def test_the_relay_comes_back_when_redis_was_killed_and_when_it_was_killed(reached: Stack) -> None:
+    """Where workers know it: those in allocations read the port once."""
+    port = ports_of(reached)["redis"]
     for name in ("redis", "relay"):
         pid = json.loads((reached.home / "run" / f"{name}.json").read_text())["pid"]
         os.kill(pid, 9)
@@ -275,6 +277,7 @@ def test_the_relay_comes_back_when_redis_was_killed_and_when_it_was_killed(reach
                 return False
 
         eventually(answers, 30, f"Redis at the address after the {name} was killed")
+        assert ports_of(reached)["redis"] == port
 
 
 def test_a_running_home_is_not_given_another_address(reached: Stack) -> None:
