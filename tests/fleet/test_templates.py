@@ -1,240 +1,299 @@
-"""The sbatch templates, run by bash as Slurm would, with executables on PATH in the place of Slurm and Apptainer.
-
-The worker in these tests is a script: it asks its supervisor for what a real one would, and writes down the answers.
-"""
+"""The sbatch templates with Slurm's commands and Apptainer as executables on PATH: what they submit, and when not."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from edif_hpc.fleet.slurm import container, names
+from edif_hpc.hardware.profiles import PROFILES
+from tests.support.models import REPO
 from tests.support.servers import eventually
 
-pytestmark = pytest.mark.fast
-
-SLURM = Path(__file__).parents[2] / "slurm"
+SLURM = REPO / "slurm"
 TEMPLATES = sorted(SLURM.glob("worker-*.sbatch"))
-END_SECONDS = 30.0
 APPTAINER = """#!/bin/bash
-printf '%s\\n' "$@" > {folder}/command
-line=$(printf '%s\\n' "$@" | sed -n 's/^\\(.*\\):\\/tmp$/\\1/p')/supervisor
-exec 5<> "$line/asks" 6<> "$line/answers"
-trap 'echo TERM >> {folder}/signals; exit 0' TERM
-trap 'echo USR2 >> {folder}/signals' USR2
-while read -r ask; do
-    echo "$ask" >&5
-    read -r -t 20 answer <&6
-    echo "$answer" >> {folder}/answers
-done < {folder}/asks
-echo >> {folder}/served
-while [ -e {folder}/stay ]; do sleep 0.05; done
-exit "$(cat {folder}/status 2> /dev/null || echo 0)"
+# Writes down what it was given, then speaks for a worker until a file or a signal ends it.
+folder={folder}
+printf '%s\\n' "$@" > "$folder/arguments"
+env > "$folder/environment"
+for argument in "$@"; do case "$argument" in *:/tmp) scratch=${{argument%:/tmp}};; esac; done
+trap 'echo USR2 >> "$folder/signals"' USR2
+trap 'echo TERM >> "$folder/signals"; exit 0' TERM
+exec 5<> "$scratch/supervisor/asks" 6<> "$scratch/supervisor/answers"
+(while read -r line <&6; do echo "$line" >> "$folder/answers"; done) &
+reader=$!
+trap 'kill "$reader"' EXIT
+echo started >> "$folder/starts"
+while [ ! -e "$folder/end" ]; do
+    if [ -e "$folder/ask" ]; then cat "$folder/ask" >&5; rm "$folder/ask"; fi
+    [ -e "$folder/crash" ] && {{ rm "$folder/crash"; exit 3; }}
+    sleep 0.05
+done
 """
 SQUEUE = """#!/bin/bash
-case "$*" in *%e*) date -d '+1 hour' +%FT%T; exit ;; esac
-[ ! -e {folder}/silent ] || {{ echo "slurm_load_jobs error" >&2; exit 1; }}
-cat {folder}/queue
+folder={folder}
+echo "$@" >> "$folder/asked"
+[ -e "$folder/silent" ] && {{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }}
+case "$*" in *--format=%e) date -d "@$(($(date +%s) + 3600))" +%FT%T;; *) cat "$folder/queue";; esac
 """
 SBATCH = """#!/bin/bash
-[ ! -e {folder}/refuse ] || {{ echo "sbatch: error: Invalid account" >&2; exit 1; }}
-echo "$*" >> {folder}/submitted
-env | grep -E '^(SLURM|SBATCH)_' > {folder}/leaked
-name=$(printf '%s\\n' "$@" | sed -n 's/^--job-name=//p')
-echo "78 PENDING $name" >> {folder}/queue
-echo "78;cluster"
-"""
-SCANCEL = """#!/bin/bash
-echo "$*" >> {folder}/cancelled
+folder={folder}
+echo "$@" >> "$folder/submitted"
+env > "$folder/sbatch-environment"
+[ -e "$folder/refuse" ] && {{ echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1; }}
+name=$(printf '%s\\n' "$@" | sed -n 's/--job-name=//p')
+echo "78|PENDING|$name" >> "$folder/queue"
+echo 'sbatch: this site says hello' >&2
+echo '78;cluster'
 """
 SCONTROL = """#!/bin/bash
-echo "$*" >> {folder}/scontrol
-echo "JobId=77 JobName=x Command={folder}/worker.sbatch WorkDir=/"
+folder={folder}
+echo "$@" >> "$folder/controlled"
+[ "$1" = update ] || echo "JobId=77 JobName=x Command=$folder/worker.sbatch WorkDir=/ StdErr=/x"
 """
+SCANCEL = """#!/bin/bash
+echo "$@" >> {folder}/cancelled
+"""
+LINEAGE = "7c0d12"
 
 
 @dataclass
-class Place:
-    """One allocation of a template, `asks` being what its worker asks for, a line each."""
+class Bench:
+    """A template with a home, and executables that write into `folder` what they were asked."""
 
     folder: Path
     home: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    @property
-    def name(self) -> str:
-        tag = hashlib.sha256(str(self.home).encode()).hexdigest()[:6]
-        return f"edif-{tag}-cpu-7c0d12"
+    def name(self, generation: int) -> str:
+        return names.Name(names.tag(self.home), "cpu", LINEAGE, generation).allocation
 
-    def start(self, *asks: str, name: str = "", **variables: str) -> subprocess.Popen[str]:
-        text = (SLURM / "worker-cpu.sbatch").read_text()
-        text = text.replace("/SHARED/edif-home", str(self.home)).replace("/SHARED/edif_hpc/slurm", str(SLURM))
-        values = {"IMAGE": str(self.folder / "image.sif"), "CACHE": str(self.folder), "LEAST_UPTIME": "0", **variables}
-        for key, value in values.items():
-            text = re.sub(rf"^(    {key}=).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
-        (self.folder / "worker.sbatch").write_text(text)
-        (self.folder / "asks").write_text("".join(f"{ask}\n" for ask in asks))
-        environment = {
-            "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "HOME": str(self.folder),
-            "TMPDIR": str(self.folder / "tmp"), "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": name or f"{self.name}-g4",
-            "SLURM_CONF": "/etc/slurm.conf", "SLURM_CPUS_PER_TASK": "2", "SBATCH_PARTITION": "wrong",
-            "SECRET": "not for the worker",
-        }  # fmt: skip
-        return subprocess.Popen(
-            ["bash", str(self.folder / "worker.sbatch")], env=environment, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-
-    def run(self, *asks: str, name: str = "", **variables: str) -> tuple[int, str]:
-        process = self.start(*asks, name=name, **variables)
-        said, _ = process.communicate(timeout=END_SECONDS)
-        return process.returncode, said
-
-    def lines(self, name: str) -> list[str]:
+    def text(self, name: str) -> str:
         path = self.folder / name
-        return path.read_text().splitlines() if path.exists() else []
+        return path.read_text() if path.exists() else ""
+
+    def start(self, generation: int = 3, template: str = "worker-cpu", **changes: str) -> subprocess.Popen[str]:
+        """Run the template as generation `generation`, with these variables set otherwise; returns when it works."""
+        script = self.folder / "worker.sbatch"
+        values = {"LEAST_UPTIME": "0", **changes}
+        text = (SLURM / f"{template}.sbatch").read_text()
+        paths = {"/SHARED/edif-home": self.home, "/SHARED/edif_hpc/slurm": SLURM}
+        for written, path in {**paths, "/SHARED/hub": self.folder / "hub", "/SHARED/images": self.folder}.items():
+            text = text.replace(written, str(path))
+        for key, value in values.items():
+            text, count = re.subn(rf"^(    {key})=.*$", lambda found, new=value: f"{found[1]}={new}", text, flags=re.M)  # type: ignore[misc]
+            assert count == 1, key
+        script.write_text(text)
+        name = self.name(generation) if generation else "worker-cpu.sbatch"
+        process = subprocess.Popen(
+            ["bash", script], stdout=(self.folder / "said").open("w"), stderr=subprocess.STDOUT, text=True,
+            env={
+                "PATH": f"{self.folder}/bin:/usr/bin:/bin", "HOME": str(self.folder), "TMPDIR": str(self.folder),
+                "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": name, "SBATCH_EXPORT": "ALL", "SLURM_CONF": "/etc/slurm.conf",
+                "SLURM_CPUS_PER_TASK": "8", "SECRET": "s3cr3t", "ROCR_VISIBLE_DEVICES": "0",
+            },
+        )  # fmt: skip
+        self.started.append(process)
+        eventually(lambda: self.text("starts"), 20.0, lambda: self.text("said"))
+        return process
+
+    def ask(self, words: str) -> str:
+        """What the template answers to an errand."""
+        before = len(self.text("answers").splitlines())
+        half = self.folder / "half"
+        half.write_text(f"{words}\n")
+        half.rename(self.folder / "ask")
+        eventually(lambda: len(self.text("answers").splitlines()) > before, 20.0, lambda: self.text("said"))
+        return self.text("answers").splitlines()[-1]
+
+    def end(self, process: subprocess.Popen[str]) -> int:
+        (self.folder / "end").touch()
+        return process.wait(20)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    for name in ("bin", "tmp", "home"):
-        (tmp_path / name).mkdir()
-    for name in ("queue", "image.sif"):
-        (tmp_path / name).touch()
-    programs = {"apptainer": APPTAINER, "squeue": SQUEUE, "sbatch": SBATCH, "scancel": SCANCEL, "scontrol": SCONTROL}
-    for name, text in programs.items():
-        (tmp_path / "bin" / name).write_text(text.format(folder=tmp_path))
-        (tmp_path / "bin" / name).chmod(0o755)
-    return Place(tmp_path, tmp_path / "home")
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (
+        ("apptainer", APPTAINER), ("squeue", SQUEUE), ("sbatch", SBATCH), ("scontrol", SCONTROL), ("scancel", SCANCEL)
+    ):  # fmt: skip
+        (programs / name).write_text(text.format(folder=tmp_path))
+        (programs / name).chmod(0o755)
+    (tmp_path / "home" / "logs").mkdir(parents=True)
+    for kind in ("cpu", "cuda", "rocm"):
+        (tmp_path / f"worker-{kind}.sif").touch()
+    (tmp_path / "queue").write_text("77|RUNNING|edif-000000-other-000000-g3\n")
+    found = Bench(tmp_path, tmp_path / "home")
+    yield found
+    (tmp_path / "end").touch()
+    for process in found.started:
+        process.wait(20)
 
 
-@pytest.mark.parametrize("template", [*TEMPLATES, SLURM / "worker.sh"], ids=lambda path: path.name)
-def test_shellcheck_finds_nothing(template: Path) -> None:
-    if shutil.which("shellcheck") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("There is no shellcheck: install it, as the cluster's tests do.")
-        pytest.skip("there is no shellcheck here")
-    done = subprocess.run(["shellcheck", "-x", "-P", str(SLURM), str(template)], capture_output=True, text=True)
-    assert not done.returncode, done.stdout
+def test_shellcheck_finds_nothing() -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed here")
+    done = subprocess.run(
+        ["shellcheck", "-x", SLURM / "worker.sh", *TEMPLATES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
-def test_templates_never_requeue_and_name_what_they_export(template: Path) -> None:
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.stem)
+def test_a_template_has_what_keeps_chains_from_running_away(template: Path) -> None:
     text = template.read_text()
     assert "#SBATCH --no-requeue\n" in text
-    assert "#SBATCH --export=HOME,USER,LOGNAME,PATH,LANG\n" in text
     assert "#SBATCH --signal=B:USR2@90\n" in text
+    assert "#SBATCH --export=HOME,USER,LOGNAME,PATH,LANG\n" in text
+    profile = PROFILES[template.stem.removeprefix("worker-")]
+    assert f"    APPTAINER=({' '.join(profile.apptainer)})\n" in text
+    assert f"    VISIBLE=({' '.join(profile.visibility)})\n" in text
 
 
-def test_a_worker_runs_in_its_image_with_what_it_needs_and_nothing_more(place: Place) -> None:
-    status, said = place.run()
-    assert status == 0, said
-    command = place.lines("command")
-    assert command[:3] == ["exec", "--containall", "--cleanenv"]
-    at = command.index(str(place.folder / "image.sif"))
-    assert command[at + 1 : at + 9] == [
-        "edif-hpc", "worker", "--home", str(place.home), "--id", "worker-cpu-7c0d12-g4", "--pool", "cpu",
-    ]  # fmt: skip
-    assert command[-6:] == ["--lineage", "7c0d12", "--generation", "4", "--supervisor", "/tmp/supervisor"]
-    deadline = float(command[command.index("--deadline") + 1])
-    assert 3500 < deadline - time.time() < 3700
-    assert "--env=SLURM_JOB_ID=77" in command
-    assert "SECRET" not in " ".join(command)
-    assert not list((place.folder / "tmp").iterdir()), "its scratch is gone"
+def test_the_worker_gets_what_the_supervisor_would_give_it(bench: Bench) -> None:
+    process = bench.start()
+    arguments = bench.text("arguments").splitlines()
+    assert arguments[:5] == ["exec", "--containall", "--cleanenv", "--no-eval", "--pwd"]
+    for name in container.CACHES:
+        assert any(part.startswith(f"--env={name}=/tmp/") for part in arguments)
+    assert "--env=SLURM_JOB_ID=77" in arguments
+    assert "--env=SLURM_CPUS_PER_TASK=8" in arguments
+    assert f"{bench.folder}/hub:{bench.folder}/hub:ro" in arguments
+    given = dict(zip(arguments, arguments[1:], strict=False))
+    assert given["--id"] == f"worker-cpu-{LINEAGE}-g3"
+    assert (given["--pool"], given["--lineage"], given["--generation"]) == ("cpu", LINEAGE, "3")
+    assert given["--supervisor"] == "/tmp/supervisor"
+    assert 3000 < float(given["--deadline"]) - time.time() < 3700
+    assert "s3cr3t" not in bench.text("arguments")
+    assert not any(part.startswith("--env=ROCR") for part in arguments)
+    assert bench.end(process) == 0
 
 
-def test_the_first_of_a_chain_gives_itself_its_name(place: Place) -> None:
-    place.run(name="worker-cpu.sbatch")
-    (renamed,) = place.lines("scontrol")
-    assert re.search(r"JobName=edif-[0-9a-f]{6}-cpu-[0-9a-f]{6}-g1$", renamed)
+def test_on_amd_the_devices_that_slurm_named_go_in(bench: Bench) -> None:
+    bench.start(template="worker-rocm", POOL="cpu")
+    arguments = bench.text("arguments").splitlines()
+    assert "--rocm" in arguments
+    assert [part for part in arguments if "VISIBLE" in part] == ["--env=ROCR_VISIBLE_DEVICES=0"]
+
+
+def test_an_allocation_without_a_name_becomes_the_first_of_a_lineage(bench: Bench) -> None:
+    bench.start(generation=0)
+    name = re.search(r"JobName=(\S+)", bench.text("controlled"))
+    assert name
+    read = names.read(name[1], bench.home)
+    assert read
+    assert (read.pool, read.generation) == ("cpu", 1)
+    assert f"--env=SLURM_JOB_NAME={name[1]}" in bench.text("arguments").splitlines()
+
+
+def test_a_successor_is_submitted_once_and_without_this_allocations_environment(bench: Bench) -> None:
+    bench.start()
+    assert bench.ask("successor 4") == "successor 4 submitted 78"
+    assert bench.ask("successor 4") == "successor 4 submitted 78"
+    (submitted,) = bench.text("submitted").splitlines()
+    assert f"--job-name={bench.name(4)} --dependency=singleton {bench.folder}/worker.sbatch" in submitted
+    leaked = [line for line in bench.text("sbatch-environment").splitlines() if line.startswith(("SLURM_", "SBATCH_"))]
+    assert leaked == ["SLURM_CONF=/etc/slurm.conf"]
+
+
+def test_in_requeue_mode_it_waits_for_the_end_of_this_one(bench: Bench) -> None:
+    bench.start(HANDOVER="requeue")
+    assert bench.ask("successor 4") == "successor 4 submitted 78"
+    assert "--dependency=afterany:77,singleton " in bench.text("submitted")
+
+
+def test_one_that_is_in_the_queue_is_not_submitted_again(bench: Bench) -> None:
+    (bench.folder / "queue").write_text(f"77|RUNNING|{bench.name(3)}\n91|PENDING|{bench.name(4)}\n")
+    bench.start()
+    assert bench.ask("successor 4") == "successor 4 submitted 91"
+    assert not bench.text("submitted")
+
+
+@pytest.mark.parametrize("said", ["silent", "garbled"])
+def test_nothing_is_submitted_while_slurm_does_not_say_what_there_is(bench: Bench, said: str) -> None:
+    bench.start()
+    if said == "silent":
+        (bench.folder / "silent").touch()
+    else:
+        (bench.folder / "queue").write_text("slurmctld is very busy\n")
+    assert bench.ask("successor 4").startswith("successor 4 refused Slurm does not tell")
+    assert bench.ask("recall 4").startswith("recall 4 refused Slurm does not tell")
+    assert not bench.text("submitted") + bench.text("cancelled")
+    (bench.folder / "silent").unlink(missing_ok=True)
+    (bench.folder / "queue").write_text("")
+    assert bench.ask("successor 4") == "successor 4 submitted 78"
 
 
 @pytest.mark.parametrize(
-    ("handover", "dependency"), [("overlap", "singleton"), ("requeue", "afterany:77,singleton")]
-)  # fmt: skip
-def test_a_successor_is_submitted_once(place: Place, handover: str, dependency: str) -> None:
-    status, said = place.run("successor 5", "successor 5", HANDOVER=handover)
-    assert status == 0, said
-    assert place.lines("answers") == ["successor 5 submitted 78"] * 2
-    (submitted,) = place.lines("submitted")
-    assert f"--job-name={place.name}-g5 --dependency={dependency} {place.folder}/worker.sbatch" in submitted
-    assert place.lines("leaked") == ["SLURM_CONF=/etc/slurm.conf"]
-
-
-def test_one_that_is_there_already_is_not_submitted_again(place: Place) -> None:
-    (place.folder / "queue").write_text(f"42 RUNNING {place.name}-g5\n43 RUNNING {place.name}-g55\n")
-    place.run("successor 5")
-    assert place.lines("answers") == ["successor 5 submitted 42"]
-    assert not place.lines("submitted")
-
-
-@pytest.mark.parametrize(
-    ("hindrance", "variables", "words"),
+    ("key", "value", "words"),
     [
-        ("silent", {}, "Slurm does not answer"),
-        ("refuse", {}, "Invalid account"),
-        ("stop", {"STOP_FILE": "$EDIF_HOME/../stop"}, "stop file"),
-        ("", {"MOST_GENERATIONS": "4"}, "ends after 4"),
-        ("", {"LEAST_UPTIME": "3600"}, "younger than 3600 s"),
+        ("LEAST_UPTIME", "600", "younger than 600 s"),
+        ("MOST_GENERATIONS", "3", "after 3 allocations"),
+        ("STOP_FILE", "/dev/null", "stop file /dev/null exists"),
     ],
-)  # fmt: skip
-def test_nothing_is_submitted_when_it_must_not_be(
-    place: Place, hindrance: str, variables: dict[str, str], words: str
-) -> None:
-    if hindrance:
-        (place.folder / hindrance).touch()
-    place.run("successor 5", **variables)
-    (answer,) = place.lines("answers")
-    assert answer.startswith("successor 5 refused")
-    assert words in answer
-    assert not place.lines("submitted")
+)
+def test_guards_refuse(bench: Bench, key: str, value: str, words: str) -> None:
+    bench.start(**{key: value})
+    said = bench.ask("successor 4")
+    assert said.startswith("successor 4 refused ")
+    assert words in said
+    assert not bench.text("submitted")
 
 
-def test_only_the_next_generation_may_be_asked_for(place: Place) -> None:
-    place.run("successor 7")
-    assert place.lines("answers") == ["successor 7 refused Generation 4 has no other errand than for the next."]
+def test_what_sbatch_refuses_is_passed_on(bench: Bench) -> None:
+    bench.start()
+    (bench.folder / "refuse").touch()
+    assert "Invalid account" in bench.ask("successor 4")
 
 
-def test_a_pending_successor_is_taken_back_and_a_running_one_left(place: Place) -> None:
-    place.run("successor 5", "recall 5")
-    assert place.lines("answers")[-1] == "recall 5 done"
-    assert place.lines("cancelled") == ["78"]
-    (place.folder / "queue").write_text(f"78 RUNNING {place.name}-g5\n")
-    place.run("recall 5")
-    assert place.lines("cancelled") == ["78"]
+def test_no_other_generation_is_anybodys_errand(bench: Bench) -> None:
+    bench.start()
+    assert bench.ask("successor 5").startswith("successor 5 refused Generation 3")
+    assert not bench.text("submitted")
 
 
-def test_signals_reach_the_worker_and_one_that_was_told_is_not_started_again(place: Place) -> None:
-    (place.folder / "stay").touch()
-    process = place.start()
-    eventually(lambda: place.lines("served"), END_SECONDS, "the worker")
-    os.kill(process.pid, signal.SIGUSR2)
-    eventually(lambda: place.lines("signals") == ["USR2"], END_SECONDS, "USR2 at the worker")
-    assert process.poll() is None
-    os.kill(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=END_SECONDS)
-    assert place.lines("signals") == ["USR2", "TERM"]
-    assert (process.returncode, len(place.lines("served"))) == (0, 1), said
+@pytest.mark.parametrize(("state", "cancelled"), [("PENDING", "--quiet --state=PENDING 91\n"), ("RUNNING", "")])
+def test_a_recall_cancels_what_has_not_begun(bench: Bench, state: str, cancelled: str) -> None:
+    bench.start()
+    (bench.folder / "queue").write_text(f"91|{state}|{bench.name(4)}\n")
+    assert bench.ask("recall 4") == "recall 4 done"
+    assert bench.text("cancelled") == cancelled
 
 
-def test_a_worker_that_crashed_is_started_again(place: Place) -> None:
-    (place.folder / "status").write_text("9")
-    process = place.start()
-    eventually(lambda: len(place.lines("served")) >= 2, END_SECONDS, "the second start")
-    (place.folder / "status").write_text("0")
-    process.communicate(timeout=END_SECONDS)
-    assert process.returncode == 0
+def test_signals_reach_the_worker_and_it_is_not_started_again(bench: Bench) -> None:
+    process = bench.start()
+    process.send_signal(signal.SIGUSR2)
+    eventually(lambda: "USR2" in bench.text("signals"), 20.0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert bench.text("signals").split() == ["USR2", "TERM"]
+    assert bench.text("starts").split() == ["started"]
+    assert not list(bench.folder.glob("edif-hpc-77-*"))
 
 
-def test_what_is_missing_is_said_in_a_sentence(place: Place) -> None:
-    (place.folder / "image.sif").unlink()
-    status, said = place.run()
-    assert status == 1
-    assert "There is no image" in said
+def test_a_worker_that_crashed_is_started_again(bench: Bench) -> None:
+    process = bench.start()
+    (bench.folder / "crash").touch()
+    eventually(lambda: len(bench.text("starts").split()) == 2, 20.0)
+    assert bench.ask("successor 4") == "successor 4 submitted 78"
+    assert bench.end(process) == 0
+
+
+def test_what_is_missing_is_named(bench: Bench) -> None:
+    (bench.folder / "worker-cpu.sif").unlink()
+    with pytest.raises(AssertionError):
+        bench.start()
+    assert bench.started[0].wait(20) == 1
+    assert "edif-hpc image build" in bench.text("said")
+    assert os.environ.get("SLURM_JOB_ID") is None
