@@ -139,6 +139,7 @@ worker=(edif-hpc worker --home "$EDIF_HOME" --id "$id" --pool "$POOL" --deadline
     --lineage "$lineage" --generation "$generation" --supervisor /tmp/supervisor)
 if [ -n "$CONFIG" ]; then worker+=(--config "$CONFIG"); fi
 
+# shellcheck disable=SC2317  # the traps call it
 pass_on() {
     told=1
     if [ -n "$child" ]; then kill "-$1" "$child" 2> /dev/null; fi
