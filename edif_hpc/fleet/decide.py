@@ -110,9 +110,8 @@ class Decision:
 def decide(targets: Sequence[Target], workers: Sequence[WorkerRecord], pools: Sequence[Pool], now: float) -> Decision:
     """Look at who waits, who serves and what may be launched."""
     decision = Decision()
-    serving = [worker for worker in workers if worker.state != "draining"]
     for target in targets:
-        _consider(target, serving, pools, now, decision)
+        _consider(target, workers, pools, now, decision)
     for pool in pools:
         if pool.room and len(pool.launched) < pool.least and pool.may_launch_at() <= now:
             decision.launch.append(pool.name)
@@ -121,13 +120,14 @@ def decide(targets: Sequence[Target], workers: Sequence[WorkerRecord], pools: Se
 
 
 def _consider(
-    target: Target, serving: Sequence[WorkerRecord], pools: Sequence[Pool], now: float, decision: Decision
+    target: Target, workers: Sequence[WorkerRecord], pools: Sequence[Pool], now: float, decision: Decision
 ) -> None:
+    serving = [worker for worker in workers if worker.state != "draining"]
     reached = _reached(target, serving, pools)
     if reached.served and not reached.deep:
         return
     able = [pool for pool in pools if pool.serves(target.repo_id)]
-    known = {worker.worker_id for worker in serving}
+    known = {worker.worker_id for worker in workers}  # one that drains has started long ago
     starting = [pool for pool in able if any(launched.worker_id not in known for launched in pool.launched)]
     if starting:
         if not reached.served:

@@ -81,6 +81,11 @@ def test_a_deep_queue_is_worth_another_worker():
     assert decide([target(DEEP_QUEUE + 1)], [holder], [pool], NOW).launch == ["local"]
 
 
+def test_a_draining_worker_is_none_that_starts():
+    pool = Pool("local", 2, launched=[Launched("worker-1", NOW - 100)])
+    assert decide([target()], [worker(state="draining", model="ready")], [pool], NOW).launch == ["local"]
+
+
 def test_a_draining_worker_serves_nobody():
     pool = Pool("local", 2, launched=[Launched("worker-1", 0.0), Launched("worker-2", 0.0)])
     decision = decide([target()], [worker(state="draining", model="ready"), worker("worker-2")], [pool], NOW)

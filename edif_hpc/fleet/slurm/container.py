@@ -63,6 +63,13 @@ def binds(order: Order, scratch: Path) -> list[str]:
     return [*found, *order.pool.binds]
 
 
+def covered(order: Order, scratch: Path) -> list[Path]:
+    """Folders of the scratch that must exist: what else is bound below the container's /tmp is mounted onto them."""
+    targets = [bind.removesuffix(":ro").rpartition(":")[2] for bind in binds(order, scratch)]
+    below = (Path(target) for target in targets if target != INNER_TMP and Path(target).is_relative_to(INNER_TMP))
+    return [scratch / target.relative_to(INNER_TMP) for target in below]
+
+
 def inner_environment(order: Order, scratch: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """The worker's environment. No secret is ever in it."""
     inner = Path(INNER_TMP) if order.pool.image else scratch

@@ -75,6 +75,8 @@ class Supervisor:
         try:
             for name in container.CACHES.values():
                 (scratch / name).mkdir()
+            for path in container.covered(self.order, scratch) if self.order.pool.image else ():
+                path.mkdir(parents=True, exist_ok=True)
             line = Line(scratch / FOLDER)
             status = self._keep_running(scratch, line)
             if status and not self._told and time.time() - self.report.started > YOUNG_SECONDS:
