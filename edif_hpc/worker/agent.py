@@ -155,7 +155,7 @@ class Agent:
         logger.info("draining", running=len(self.attempts))
         for attempt in list(self.attempts.values()):
             if not attempt.started:
-                attempt.hand_back(self.drain_reason)
+                attempt.hand_back(Release.HANDBACK)  # no walltime cut it off
         patience = max(0.0, self.remaining_seconds())
         if self.drain_reason is not Release.WALLTIME:
             patience = min(DRAIN_SECONDS, patience)
