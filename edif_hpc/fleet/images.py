@@ -30,6 +30,8 @@ GLIBC_MINOR = 36
 """Of Debian 12; the vendors' images have later ones."""
 TORCH = ("torch==2.13.0+cpu", "torch==2.13.0")
 """The first that pip finds."""
+PACKED = ("--mksquashfs-args", "-comp zstd -Xcompression-level 3")
+"""A fraction of the time that the default takes, and quicker to read from."""
 ROOM_BYTES = 6 * 1024**3
 
 Tell = Callable[[str], None]
@@ -94,7 +96,8 @@ def build(kind: str, image: Path, arguments: Mapping[str, str], tell: Tell) -> B
             found = {**fetch_wheels(chosen, place), **found}
         half = place / "image.sif"
         with _timed(built, "image", tell, f"building {image.name}"):
-            run(["apptainer", "build", *privileges(), *_build_arguments(found), str(half), str(definition)], place)
+            options = [*privileges(), *PACKED, *_build_arguments(found)]
+            run(["apptainer", "build", *options, str(half), str(definition)], place)
         built.labels = labels(half)
         built.bytes = half.stat().st_size
         os.replace(half, image)
