@@ -127,6 +127,9 @@ options=(--containall --cleanenv --no-eval --pwd / "${APPTAINER[@]}" --bind "$sc
 if [ -n "$CACHE" ]; then options+=(--bind "$CACHE:$CACHE:ro"); fi
 if [ -n "$CONFIG" ]; then options+=(--bind "$CONFIG:$CONFIG:ro"); fi
 for bind in "${BINDS[@]}"; do options+=(--bind "$bind"); done
+for place in "$EDIF_HOME" "$CACHE"; do  # what is bound below the container's /tmp needs a place to be mounted onto
+    if [[ "$place" = /tmp/* ]]; then mkdir -p "$scratch/${place#/tmp/}"; fi
+done
 for name in SLURM_JOB_ID SLURM_JOB_NAME SLURM_JOB_PARTITION SLURMD_NODENAME SLURM_CPUS_PER_TASK "${VISIBLE[@]}"; do
     if [ -n "${!name+set}" ]; then options+=("--env=$name=${!name}"); fi
 done

@@ -181,6 +181,9 @@ def test_the_worker_gets_what_the_supervisor_would_give_it(bench: Bench) -> None
     assert "--env=SLURM_JOB_ID=77" in arguments
     assert "--env=SLURM_CPUS_PER_TASK=8" in arguments
     assert f"{bench.folder}/hub:{bench.folder}/hub:ro" in arguments
+    if bench.home.is_relative_to("/tmp"):  # covered there by the allocation's own folder
+        (scratch,) = bench.folder.glob("edif-hpc-77-*")
+        assert (scratch / bench.home.relative_to("/tmp")).is_dir()
     given = dict(itertools.pairwise(arguments))
     assert given["--id"] == f"worker-cpu-{LINEAGE}-g3"
     assert (given["--pool"], given["--lineage"], given["--generation"]) == ("cpu", LINEAGE, "3")
