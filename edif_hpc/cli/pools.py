@@ -40,6 +40,18 @@ Example:
 
   edif-hpc pool stop helma
 """
+START_HELP = """Start one worker of a pool now, up to its `max_workers`, also when no request waits.
+
+Example:
+
+  edif-hpc pool start helma
+"""
+DRAIN_HELP = """Let a pool's workers end what they run and leave; new ones start when requests ask for them.
+
+Example:
+
+  edif-hpc pool drain helma
+"""
 RESUME_HELP = """Let a stopped pool start workers again.
 
 Example:
@@ -61,6 +73,8 @@ def register(app: typer.Typer) -> None:
     pool_app.command("list", help=LIST_HELP)(list_pools)
     pool_app.command("show", help=SHOW_HELP)(show)
     pool_app.command("script", help=SCRIPT_HELP)(script)
+    pool_app.command("start", help=START_HELP)(start)
+    pool_app.command("drain", help=DRAIN_HELP)(drain)
     pool_app.command("stop", help=STOP_HELP)(stop)
     pool_app.command("resume", help=RESUME_HELP)(resume)
     app.add_typer(pool_app, name="pool")
@@ -122,6 +136,36 @@ def script(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
     if pool.launcher != "slurm":
         raise SettingsError(f"The pool {name} starts processes on this machine; there is no script for it.")
     print(text(pool, names.first(place.root, name), order.folder(place.root)))
+
+
+@refusals
+def start(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    from edif_hpc.core.errors import ComponentError
+    from edif_hpc.fleet.brake import start as launch
+
+    from .redis import with_redis
+
+    place = locate(home)
+    pool = _find(settings_for(place, config).settings, name)
+    running = sum(worker.pool == name for worker in _workers(place).values())
+    if running >= pool.max_workers:
+        raise ComponentError(
+            f"The pool {name} may have {pool.max_workers} workers and has {running}; raise its max_workers."
+        )
+    with_redis(place, lambda redis: launch(redis, name))
+    print(f"A worker of the pool {name} is started; see `edif-hpc ps` and `edif-hpc status`.")
+
+
+@refusals
+def drain(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    from edif_hpc.fleet.brake import drain as empty
+
+    from .redis import with_redis
+
+    place = locate(home)
+    _find(settings_for(place, config).settings, name)
+    told = with_redis(place, lambda redis: empty(redis, name))
+    print(f"{told} workers of the pool {name} were told to end what they run and leave.")
 
 
 @refusals

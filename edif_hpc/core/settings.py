@@ -140,6 +140,9 @@ class SlurmSettings(Section):
 class FleetSettings(Section):
     workers: int = Field(1, ge=0, le=64, description="Most local workers at a time.")
     tick_seconds: float = Field(1.0, gt=0, description="How often the fleet looks at the queue.")
+    alert_url_file: str = Field(
+        "", description="0600 file with the URL that alerts are posted to as JSON (paused, stopped, silent Slurm)."
+    )
 
 
 class Settings(BaseSettings):

@@ -1,18 +1,27 @@
-"""Stopping a pool and letting it go again: a word in Redis that every fleet reads before it launches."""
+"""An admin's words about pools, in Redis, that every fleet reads before it launches: start one, drain, stop, resume."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from edif_hpc.core.queue import keys
 from edif_hpc.core.registry import Registry
 
 STOPPED = "stopped"
+ASKED_SECONDS = 600.0
+"""How long a start is tried: Slurm may be silent, or the pool in its back-off."""
 
 
 async def stop(redis: Any, pool: str) -> int:
     """Start no more workers of this pool and have those that run drain. Returns how many were told."""
     await redis.hset(keys.POOLS, pool, STOPPED)
+    await redis.hdel(keys.LAUNCHES, pool)
+    return await drain(redis, pool)
+
+
+async def drain(redis: Any, pool: str) -> int:
+    """Have this pool's workers end what they run and leave. Returns how many were told."""
     registry = Registry(redis)
     workers = [worker for worker in await registry.workers() if worker.pool == pool]
     for worker in workers:
@@ -28,3 +37,23 @@ async def stopped(redis: Any) -> set[str]:
     """The pools that an admin stopped."""
     found = await redis.hgetall(keys.POOLS)
     return {name.decode() for name, state in found.items() if state.decode() == STOPPED}
+
+
+async def start(redis: Any, pool: str) -> None:
+    """Have one more worker started, also when nobody asks; a stopped pool may go again."""
+    await resume(redis, pool)
+    await redis.hset(keys.LAUNCHES, pool, time.time())
+
+
+async def asked(redis: Any) -> set[str]:
+    """The pools that an admin wants a worker of."""
+    found = {name.decode(): float(at) for name, at in (await redis.hgetall(keys.LAUNCHES)).items()}
+    late = [name for name, at in found.items() if time.time() - at > ASKED_SECONDS]
+    if late:
+        await redis.hdel(keys.LAUNCHES, *late)
+    return found.keys() - set(late)
+
+
+async def started(redis: Any, pool: str) -> None:
+    """One was."""
+    await redis.hdel(keys.LAUNCHES, pool)

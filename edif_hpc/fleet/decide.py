@@ -51,6 +51,7 @@ class Pool:
     Args:
         least: workers that are kept also when nobody asks.
         stopped: by an admin: nothing is launched.
+        asked: an admin wants one more worker.
         pending: why what was launched has not started, in Slurm's words.
         trouble: why nobody knows what runs; then nothing is launched.
         models: repo ids or patterns that its workers may serve.
@@ -61,6 +62,7 @@ class Pool:
     most: int
     least: int = 0
     stopped: bool = False
+    asked: bool = False
     pending: str = ""
     trouble: str = ""
     models: Sequence[str] = ("*",)
@@ -113,7 +115,8 @@ def decide(targets: Sequence[Target], workers: Sequence[WorkerRecord], pools: Se
     for target in targets:
         _consider(target, workers, pools, now, decision)
     for pool in pools:
-        if pool.room and len(pool.launched) < pool.least and pool.may_launch_at() <= now:
+        wanted = pool.asked or len(pool.launched) < pool.least
+        if wanted and pool.room and pool.may_launch_at() <= now:
             decision.launch.append(pool.name)
     decision.launch = list(dict.fromkeys(decision.launch))
     return decision

@@ -22,10 +22,11 @@ from edif_hpc.core.store import Store, in_thread
 from edif_hpc.core.wire import ModelKey, Status
 
 from .announce import announce, leave
+from .brake import asked, started, stopped
 from .brake import stop as halt
-from .brake import stopped
 from .decide import ALLOCATIONS, PROCESSES, Decision, Patience, Pool, Target, decide
 from .local import Ended, Launcher
+from .notices import Alerts, notice_of
 
 logger = log.get("fleet")
 
@@ -82,12 +83,14 @@ class Fleet:
         store: Store,
         pools: Sequence[PoolSettings],
         launchers: dict[str, Launcher],
+        alerts: Alerts,
     ) -> None:
         self.settings = settings
         self.redis: Any = redis
         self.store = store
         self.pools = {pool.name: pool for pool in pools}
         self.launchers = launchers
+        self.alerts = alerts
         self.queue = Queue(redis, settings.limits)
         self.registry = Registry(redis)
         self.health = {pool.name: Health(ALLOCATIONS if pool.launcher == "slurm" else PROCESSES) for pool in pools}
@@ -97,6 +100,7 @@ class Fleet:
         self._objects_due = 0.0
         self._is_leader = False
         self._halted: set[str] = set()
+        self._asked: set[str] = set()
 
     @property
     def lead_seconds(self) -> float:
@@ -153,9 +157,11 @@ class Fleet:
         waiting = {**dict.fromkeys(await self._wanted(workers), 0), **await self.queue.waiting()}
         targets = [_target(key, count) for key, count in waiting.items()]
         await self._halt()
+        self._asked = await asked(self.redis)
         pools = await asyncio.to_thread(self._pools)
         decision = decide(targets, workers, pools, time.time())
         await self._act(decision)
+        await self._tell(pools)
         await self._delete_objects()
 
     async def _wanted(self, workers: list[WorkerRecord]) -> list[str]:
@@ -189,6 +195,7 @@ class Fleet:
                     self.pools[name].max_workers,
                     least=self.pools[name].min_workers,
                     stopped=name in self._halted,
+                    asked=name in self._asked,
                     pending=launcher.pending(),
                     trouble=launcher.trouble(),
                     models=self.pools[name].models,
@@ -231,23 +238,22 @@ class Fleet:
                 logger.error("launch failed", pool=name, error=str(error))
             else:
                 logger.info("worker launched", pool=name, worker=worker_id)
+                await started(self.redis, name)
         for target, sentence in decision.notes.items():
             await self.queue.note(await self.queue.waiting_for(target), Status.PROVISIONING, sentence)
         for target, sentence in decision.refusals.items():
             for request_id in await self.queue.waiting_for(target):
                 await self.queue.withdraw(request_id, "", sentence, only_waiting=True)
-        await self._write_notices()
 
-    async def _write_notices(self) -> None:
-        """Say in Redis which pools are paused and why, for `edif-hpc status`."""
-        for name, health in self.health.items():
-            subject = f"pool:{name}"
-            if health.deaths:
-                await self.redis.hset(
-                    keys.NOTICES, subject, f"{health.deaths} workers in a row ended early, the latest: {health.cause}"
-                )
+    async def _tell(self, pools: Sequence[Pool]) -> None:
+        """Say why pools start nothing: in Redis, for `edif-hpc status`, and to the webhook what people must hear."""
+        notices = {pool.name: notice_of(pool) for pool in pools}
+        for name, notice in notices.items():
+            if notice:
+                await self.redis.hset(keys.NOTICES, f"pool:{name}", notice.sentence)
             else:
-                await self.redis.hdel(keys.NOTICES, subject)
+                await self.redis.hdel(keys.NOTICES, f"pool:{name}")
+        self.alerts.look(notices, time.time())
 
     async def _delete_objects(self) -> None:
         now = time.time()

@@ -9,11 +9,12 @@ from pathlib import Path
 from edif_hpc.core import log
 from edif_hpc.core.endpoints import redis_endpoint, store_endpoint
 from edif_hpc.core.errors import Unavailable
-from edif_hpc.core.home import Home
+from edif_hpc.core.home import Home, read_secret
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread
 
 from .fleet import Fleet
+from .notices import Alerts
 from .pools import launchers, pools_of
 
 BUCKET_PAUSE_SECONDS = 2.0
@@ -26,10 +27,12 @@ logger = log.get("fleet")
 def serve(home: Home, settings: Settings, config: Path | None = None) -> None:
     """Run the fleet in the foreground until SIGTERM or SIGINT. Workers it launched live on."""
     log.configure("fleet", settings.log_level)
-    asyncio.run(_serve(home, settings, config))
+    file = settings.fleet.alert_url_file
+    alerts = Alerts(read_secret(Path(file).expanduser()) if file else "", str(home.root))
+    asyncio.run(_serve(home, settings, config, alerts))
 
 
-async def _serve(home: Home, settings: Settings, config: Path | None) -> None:
+async def _serve(home: Home, settings: Settings, config: Path | None, alerts: Alerts) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -37,7 +40,7 @@ async def _serve(home: Home, settings: Settings, config: Path | None) -> None:
     redis = redis_endpoint(home, settings).client()
     store = Store(store_endpoint(home, settings))
     opening = asyncio.create_task(_ensure_bucket(store))
-    fleet = Fleet(settings, redis, store, pools_of(settings), launchers(home, settings, config))
+    fleet = Fleet(settings, redis, store, pools_of(settings), launchers(home, settings, config), alerts)
     logger.info("serving", pools=list(fleet.launchers))
     try:
         await fleet.run(stop)

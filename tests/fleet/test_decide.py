@@ -81,6 +81,15 @@ def test_a_deep_queue_is_worth_another_worker():
     assert decide([target(DEEP_QUEUE + 1)], [holder], [pool], NOW).launch == ["local"]
 
 
+def test_an_admin_may_ask_for_a_worker_within_the_pools_bounds():
+    assert decide([], [], [Pool("local", 1, asked=True)], NOW).launch == ["local"]
+    assert not decide([], [], [Pool("local", 0, asked=True)], NOW).launch
+    assert not decide([], [], [Pool("local", 1, asked=True, stopped=True)], NOW).launch
+    young = Pool("local", 1, asked=True, deaths=1, last_death=NOW)
+    assert not decide([], [], [young], NOW).launch
+    assert decide([], [], [young], NOW + 100).launch == ["local"]
+
+
 def test_a_draining_worker_is_none_that_starts():
     pool = Pool("local", 2, launched=[Launched("worker-1", NOW - 100)])
     assert decide([target()], [worker(state="draining", model="ready")], [pool], NOW).launch == ["local"]

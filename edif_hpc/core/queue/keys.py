@@ -27,6 +27,7 @@
     counters          hash    totals for /metrics
     environment       string  versions of the last worker, for nnsight.compare()
     pools             hash    pool -> "stopped", of those an admin stopped
+    launches          hash    pool -> Unix time, of those an admin wants a worker of
     notices           hash    subject -> sentence that explains a pause to people
     lineage(l)        hash    who is which generation of a chain of allocations, who asks for the next, when it was used
     pace(pool)        hash    how long handovers of a pool took lately, in seconds
@@ -50,6 +51,7 @@ COUNTERS = PREFIX + "counters"
 ENVIRONMENT = PREFIX + "environment"
 NOTICES = PREFIX + "notices"
 POOLS = PREFIX + "pools"
+LAUNCHES = PREFIX + "launches"
 
 BELL_REQUESTS = PREFIX + "bell:requests"
 """Message: `request id`; at submission `request id session id`; for the terminal event `request id !`."""
