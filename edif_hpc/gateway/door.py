@@ -1,4 +1,5 @@
-"""Whether a model may be asked for at all: allowed here, in the cache, and small enough for some worker.
+"""Whether a request may be queued at all: its model allowed here, in the cache, and small enough for some worker, and
+its run short enough for some allocation.
 
 A refusal is a sentence, not an HTTP error: the request is accepted and ends in ERROR at once, so that blocking and
 polling clients see the same.
@@ -17,6 +18,7 @@ from edif_hpc.core.allowed import check_model
 from edif_hpc.core.errors import ModelError
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings
+from edif_hpc.core.walltime import flush_seconds
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.checkpoint import Checkpoint, describe
 from edif_hpc.hardware.memory import check_fits
@@ -36,9 +38,14 @@ class Door:
         self.observed = observed
         self._described: dict[tuple[str, str | None], tuple[float, Checkpoint]] = {}
 
-    async def refusal(self, key: ModelKey, env: dict[str, Any]) -> str:
-        """Why this model cannot be asked for, in one sentence; "" when it can."""
+    async def refusal(self, key: ModelKey, env: dict[str, Any], declared_seconds: float = 0.0) -> str:
+        """Why this cannot be asked for, in one sentence; "" when it can.
+
+        Args:
+            declared_seconds: how long the run will take, in its user's opinion; 0: none was given.
+        """
         try:
+            self._check_time(key, declared_seconds)
             check_model(self.settings.models, key)
             self._check_adapter(env.get("peft"))
             checkpoint = await self._describe(key.repo_id, key.revision)
@@ -52,6 +59,19 @@ class Door:
         except ModelError as error:
             return str(error)
         return ""
+
+    def _check_time(self, key: ModelKey, seconds: float) -> None:
+        """Only what somebody declared: what is learnt is learnt from runs that fitted."""
+        pools = [pool for pool in self.settings.pool if pool.serves(key.repo_id)]
+        if not pools or any(pool.launcher == "local" for pool in pools):
+            return
+        times = (pool.walltime_seconds for pool in pools)
+        longest = max(time - flush_seconds(time) for time in times)
+        if seconds > longest:
+            raise ModelError(
+                f"This would take {seconds:.0f} s, and the longest allocation for {key.repo_id!r} leaves "
+                f"{longest:.0f} s for a run; split it, or ask the admin for a pool with more time."
+            )
 
     def _check_adapter(self, adapter: Any) -> None:
         if adapter is None:

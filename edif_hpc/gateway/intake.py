@@ -14,7 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edif_hpc.core import log
+from edif_hpc.core.errors import EnvelopeError
 from edif_hpc.core.queue import Queue, Submission
+from edif_hpc.core.queue.queue import FOREVER_SECONDS
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread, payload_key
 from edif_hpc.core.wire import Envelope, ModelKey, Status, check_client_version, status_message
@@ -27,6 +29,8 @@ from .sessions import Sessions
 KIND = "trace"
 VERSION_LENGTH = 200
 IDEMPOTENCY_HEADER = "idempotency-key"
+EXPECTED_HEADER = "edif-expected-seconds"
+"""How long a request's run will take, in its user's opinion; otherwise that is learnt per model and kind."""
 
 logger = log.get("gateway")
 
@@ -54,6 +58,7 @@ class Intake:
         try:
             envelope = Envelope.read(await read_form(request, payload, limits.payload_bytes))
             key = ModelKey.parse(envelope.model_key)
+            declared = _seconds(request.headers.get(EXPECTED_HEADER, ""))
             idempotency_key = request.headers.get(IDEMPOTENCY_HEADER, "")
             request_id = _new_id(user, idempotency_key)
             request.scope["edif_notes"].update(request=request_id, user=user.name, bytes=payload.size)
@@ -72,8 +77,9 @@ class Intake:
                 },
                 session=envelope.session_id,
                 priority=user.priority,
+                declared_seconds=declared,
             )
-            refusal = await self.door.refusal(key, envelope.env)
+            refusal = await self.door.refusal(key, envelope.env, declared)
             await self._submit(submission, payload, refusal, again=bool(idempotency_key))
         finally:
             payload.close()
@@ -100,6 +106,16 @@ class Intake:
         await self.queue.expire_object(key, 2 * limits.queue_seconds + limits.retention_seconds)
         await in_thread(self.store.upload, key, payload.file())
         return key
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < FOREVER_SECONDS:
+        raise EnvelopeError(f"The header {EXPECTED_HEADER} is {text[:40]!r}; it must be a number of seconds.")
+    return seconds
 
 
 def _new_id(user: User, idempotency_key: str) -> str:

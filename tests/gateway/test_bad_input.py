@@ -38,6 +38,12 @@ PART = b'--XX\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
 GOOD = json.dumps({"model_key": str(KEY)}).encode()
 
 
+@pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf", "1e30"])
+def test_a_time_that_is_none_is_refused(stage: Scene, seconds: str) -> None:
+    answer = stage.post(b"inline 10", headers={"edif-expected-seconds": seconds})
+    refused(answer, 422, "envelope", "edif-expected-seconds", "number of seconds")
+
+
 @pytest.mark.parametrize(
     "body",
     [

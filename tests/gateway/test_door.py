@@ -11,9 +11,12 @@ import pytest
 
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings
+from edif_hpc.core.wire import ModelKey
 from edif_hpc.gateway.door import MEMORY_SHARE, Door
 
 pytestmark = pytest.mark.fast
+
+KEY = ModelKey.parse('nnsight.modeling.transformers.TransformersModel:{"repo_id": "org/model", "revision": null}')
 
 
 class NobodyYet:
@@ -39,3 +42,19 @@ def test_a_pool_whose_memory_only_its_workers_know_refuses_nobody_early() -> Non
 
 def test_without_pools_this_machine_is_the_measure() -> None:
     assert 0 < largest() < sys.maxsize
+
+
+@pytest.mark.parametrize(
+    ("seconds", "refused"), [(0.0, False), (7000.0, False), (7200.0, True), (100_000.0, True)]
+)  # fmt: skip
+def test_what_fits_no_allocation_is_refused_with_the_time_that_would(seconds: float, refused: bool) -> None:
+    pools = [Pool(name="short", time="01:00:00"), Pool(name="long", time="02:00:00", models=["org/*"])]
+    door = Door(Settings(pool=pools), Path("/nowhere"), NobodyYet())  # type: ignore[arg-type]  # not asked of it here
+    said = asyncio.run(door.refusal(KEY, {}, seconds))
+    assert ("leaves 7140 s for a run" in said) is refused
+
+
+def test_processes_without_an_end_take_whatever_time() -> None:
+    pools = [Pool(name="short", time="01:00:00"), Pool(name="desk", launcher="local")]
+    door = Door(Settings(pool=pools), Path("/nowhere"), NobodyYet())  # type: ignore[arg-type]  # not asked of it here
+    assert "for a run" not in asyncio.run(door.refusal(KEY, {}, 1e6))

@@ -112,6 +112,13 @@ def test_an_idempotency_key_submits_once(stage: Scene, worker: Worker) -> None:
     assert other not in ids
 
 
+def test_a_declared_time_is_what_the_worker_goes_by(stage: Scene, worker: Worker) -> None:
+    request_id = stage.post(b"inline 10", headers={"edif-expected-seconds": "42.5"}).json()["id"]
+    assert stage.poll(request_id)["status"] == "COMPLETED"
+    (claim,) = [each for each in worker.claims if each.request_id == request_id]
+    assert claim.expected_seconds == 42.5
+
+
 def test_events_can_be_read_on_from_a_cursor_and_waited_for(stage: Scene, worker: Worker) -> None:
     request_id = stage.submit(b"hold")
     path = f"/api/requests/{request_id}/events"
