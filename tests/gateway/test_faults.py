@@ -14,10 +14,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from edif_hpc.core.endpoints import StoreEndpoint
-from edif_hpc.core.queue import keys
+from edif_hpc.core.queue import Queue, keys
+from edif_hpc.core.settings import LimitSettings
 from tests.support.servers import RedisProcess, eventually, s3_server
 
-from .scene import INLINE, Scene, Worker, frames, scene
+from .scene import INLINE, LEASE, Scene, Worker, frames, scene
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,8 @@ def search_all_objects_for_the_canary(g: dict) -> object:
     return "nothing"
 
 
-@case(f"{CLEAN}|found", CLEAN, CLEAN)
+# In the model host, at `none`, other threads may unmap what is just being read.
+@case(f"{CLEAN}|found|ERROR.*SIGSEGV", CLEAN, CLEAN)
 def search_the_memory_for_the_canary(g: dict) -> object:
     # Twice the canary, as the other user's result has it. It is never spelled out here, and compared from behind, so
     # that this search cannot find itself. Through ctypes: no permission is needed to look at one's own memory.
