@@ -186,6 +186,8 @@ def test_nothing_is_lost_between_many_sockets(faulty: Scene, worker: Worker) -> 
         while not stop.wait(0.5):
             for kind in ("normal", "pubsub"):
                 faulty.run(lambda found, kind=kind: found.execute_command("CLIENT", "KILL", "TYPE", kind))
+            # As the fleet does: a claim whose answer was cut off comes back when its lease has ended.
+            faulty.run(lambda found: Queue(found, LimitSettings()).sweep(LEASE, 1.0))
 
     clients = [threading.Thread(target=client) for _ in range(8)]
     cutting = threading.Thread(target=cutter)
