@@ -35,7 +35,7 @@ install: .venv/.installed  ## make .venv with all that one machine needs
 demo: install  ## bring the stack up, run examples/first_trace.py on a real model, take it down
 	bash examples/demo.sh
 
-test: lint  ## lint, types, rooms, and every test that needs no cluster
+test: lint  ## lint, types, rooms, and every test but the long ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not long" $(PYTEST_FLAGS)
 
 test-fast: install  ## what needs no server and no model
