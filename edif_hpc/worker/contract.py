@@ -35,8 +35,6 @@ class HostSpec:
         concurrency: requests that run at a time, others wait in line; 0 for no limit. At level `none` it is always one.
         adapters: PEFT adapter ids that an admin allowed, with the directory each lives in.
         nice: niceness of executors, so that user code does not starve the agent.
-        ranks: processes that hold the model together, each a part of every weight (tensor parallel); 1: one holds it
-            all. More than one need level `none`.
     """
 
     model_key: str
@@ -51,7 +49,6 @@ class HostSpec:
     concurrency: int = 0
     adapters: dict[str, str] = field(default_factory=dict)
     nice: int = 0
-    ranks: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from edif_hpc.worker.channel import Channel, Message
 from edif_hpc.worker.contract import HostSpec
 from edif_hpc.worker.keeper import OWN_BYTES, become_keeper
 from edif_hpc.worker.messages import finished_message, host_spec, host_spec_message, run_spec
-from edif_hpc.worker.process import AddressBudget, guard_process, peak_bytes, private_bytes, zygote_environment
+from edif_hpc.worker.process import guard_process, mapped_bytes, peak_bytes, private_bytes, zygote_environment
 
 
 def main(agent: Channel) -> None:
@@ -31,9 +32,7 @@ def main(agent: Channel) -> None:
         return
     spec = host_spec(received[0])
     try:
-        if spec.ranks > 1:
-            _serve_as_group(spec, agent)
-        elif spec.isolation is Isolation.NONE:
+        if spec.isolation is Isolation.NONE:
             _serve_here(spec, agent)
         else:
             _serve_through_zygote(spec, agent)
@@ -62,22 +61,6 @@ def _serve_here(spec: HostSpec, agent: Channel) -> None:
     models.settle()
     agent.send(_ready(Isolation.NONE, peak_bytes()))
     Inline(spec, runner, agent).loop()
-
-
-def _serve_as_group(spec: HostSpec, agent: Channel) -> None:
-    """Be rank 0 of several: see `group`."""
-    _tell(agent, "importing libraries")
-    from edif_hpc.worker.group import Group
-    from edif_hpc.worker.warmup import warm_up
-
-    _tell(agent, f"loading the weights on {spec.ranks} ranks")
-    group = Group(spec, agent)
-    trouble = warm_up(group)
-    if trouble:
-        _tell(agent, f"the warm-up request failed, which costs only time: {trouble}")
-    group.ready()
-    agent.send({**_ready(Isolation.NONE, peak_bytes() + group.memory_bytes), "ranks": group.pids})
-    Inline(spec, group, agent).loop()
 
 
 class Inline:
@@ -110,7 +93,7 @@ class Inline:
                 return
             spec = run_spec(message)
             self._agent.send({"type": "started", "run_id": spec.run_id})
-            with AddressBudget(spec.limits.memory_bytes if self._spec.device == "cpu" else 0):
+            with _Address(spec.limits.memory_bytes if self._spec.device == "cpu" else 0):
                 finished = self._runner.run(
                     spec, payload, result, lambda line: self._agent.send({"type": "log", "line": line})
                 )
@@ -118,6 +101,23 @@ class Inline:
         finally:
             os.close(payload)
             os.close(result)
+
+
+class _Address:
+    """A budget of address space for one request; soft, since this process lives on."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+
+    def __enter__(self) -> None:
+        self._before = resource.getrlimit(resource.RLIMIT_AS)
+        if self._budget:
+            hard = self._before[1]
+            wanted = mapped_bytes() + self._budget
+            resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
+
+    def __exit__(self, *error: object) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, self._before)
 
 
 # -- levels process and locked ----------------------------------------------------------------------------------------

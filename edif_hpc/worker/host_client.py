@@ -7,7 +7,6 @@ one is the agent's decision.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import subprocess
 import sys
@@ -57,7 +56,6 @@ class ModelHost:
         self._backend: InlineRuns | Executors | None = None
         self._zygote = 0
         self._zygote_pidfd = -1
-        self._ranks: dict[int, int] = {}  # pid -> pidfd of the ranks beside the host
         self._silent = False
         self._closing = False
         self._process, channel = _spawn(spec)
@@ -81,11 +79,6 @@ class ModelHost:
                 f"Isolation {spec.required.value} is required, but this host was asked to run at "
                 f"{spec.isolation.value}: ask for {spec.required.value}."
             )
-        if spec.ranks > 1 and spec.isolation is not Isolation.NONE:
-            raise HostError(
-                f"Models that several ranks hold run requests at isolation none alone, not at {spec.isolation.value}: "
-                'set worker.isolation = "none", or take the model off models.tensor_parallel.'
-            )
         host = cls(spec, on_progress)
         try:
             await host._ready
@@ -98,8 +91,7 @@ class ModelHost:
         """Every process of this host by name, for `ps`."""
         zygote = {"zygote": self._zygote} if self._zygote else {}
         executors = self._backend.pids() if self._backend is not None else {}
-        ranks = {f"rank-{number}": pid for number, pid in enumerate(self._ranks, start=1)}
-        return {"host": self.pid, **zygote, **ranks, **executors}
+        return {"host": self.pid, **zygote, **executors}
 
     @property
     def alive(self) -> bool:
@@ -149,15 +141,15 @@ class ModelHost:
         if self._closing:
             return
         self._closing = True
-        pidfds = [fd for fd in (self._pidfd, self._zygote_pidfd, *self._ranks.values()) if fd >= 0]
+        pidfds = [fd for fd in (self._pidfd, self._zygote_pidfd) if fd >= 0]
         for fd in pidfds:
             kill(fd)
         if self._backend is not None:
             await asyncio.wait_for(self._backend.close(), STOP_SECONDS)
         self._channel.close()
         await asyncio.wait_for(self._exited, STOP_SECONDS)
-        for fd in pidfds[1:]:
-            await asyncio.wait_for(gone(fd), STOP_SECONDS)
+        if self._zygote_pidfd >= 0:
+            await asyncio.wait_for(gone(self._zygote_pidfd), STOP_SECONDS)
         close_all(pidfds)
         self.died.cancel()
 
@@ -184,9 +176,6 @@ class ModelHost:
         self.environment = message["environment"]
         if self.level is Isolation.NONE:
             self._backend = InlineRuns(self._channel, self._kill_host)
-            for pid in message.get("ranks", ()):
-                with contextlib.suppress(ProcessLookupError):  # it has ended, and the host ends with it
-                    self._ranks[pid] = os.pidfd_open(pid)
         else:
             zygote_fd, self._zygote_pidfd = fds
             self._zygote = int(message["zygote"])

@@ -9,8 +9,6 @@
     executor -> agent        prepared | broken
     agent -> executor, host  run (+ payload, result)
     executor, host -> agent  started | log | finished
-    rank 0 -> other ranks    join | run (+ payload) | confirm
-    other ranks -> rank 0    loaded | failed | finished
 
 An executor's messages are a stranger's word: unknown fields are dropped, numbers must be finite, texts are cut.
 """

@@ -25,11 +25,7 @@ def load(spec: HostSpec, *, weights: bool) -> Any:
     from nnsight.modeling.transformers import TransformersModel
 
     options: dict[str, Any] = {"dispatch": weights, "dtype": _dtype(spec.dtype)}
-    if weights and spec.ranks > 1:  # each rank on the device of its own number; see `rank`
-        from transformers.distributed import DistributedConfig
-
-        options["distributed_config"] = DistributedConfig(tp_size=spec.ranks)
-    elif weights and spec.device != "cpu":
+    if weights and spec.device != "cpu":
         options["device"] = spec.device
     try:
         model = TransformersModel.from_model_key(spec.model_key, **options)

@@ -29,7 +29,6 @@ def clean_environment(spec: HostSpec, inherited: Mapping[str, str]) -> dict[str,
     """
     kept = {key: value for key, value in inherited.items() if key in PASSED_ON or key.startswith(PASSED_ON_PREFIXES)}
     scratch = str(spec.scratch)
-    same_order = {"PYTHONHASHSEED": "0"} if spec.ranks > 1 else {}  # ranks that walk a set must not part
     return {
         "LANG": "C.UTF-8",
         **kept,
@@ -49,7 +48,6 @@ def clean_environment(spec: HostSpec, inherited: Mapping[str, str]) -> dict[str,
         "OMP_NUM_THREADS": str(spec.threads),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        **same_order,
     }
 
 
@@ -117,20 +115,3 @@ def _statm() -> tuple[int, int, int]:
     with open("/proc/self/statm", "rb") as handle:
         size, resident, shared = handle.read().split()[:3]
     return int(size) * PAGE, int(resident) * PAGE, int(shared) * PAGE
-
-
-class AddressBudget:
-    """A budget of address space for one request; soft, since this process lives on."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-
-    def __enter__(self) -> None:
-        self._before = resource.getrlimit(resource.RLIMIT_AS)
-        if self._budget:
-            hard = self._before[1]
-            wanted = mapped_bytes() + self._budget
-            resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
-
-    def __exit__(self, *error: object) -> None:
-        resource.setrlimit(resource.RLIMIT_AS, self._before)

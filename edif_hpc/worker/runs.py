@@ -45,7 +45,7 @@ class Run:
         self._log_lines = 0
         self._timer: asyncio.TimerHandle | None = None
         self._payload = _payload_file(payload)
-        self._result = result_file(spec.limits.result_bytes)
+        self._result = _result_file(spec.limits.result_bytes)
 
     @property
     def message(self) -> Message:
@@ -113,7 +113,7 @@ def _payload_file(payload: bytes | int) -> int:
     return fd
 
 
-def result_file(limit: int) -> int:
+def _result_file(limit: int) -> int:
     """An empty file that can hold `limit` bytes and never more; only what is written takes memory."""
     fd = os.memfd_create("edif-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, limit)
