@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
@@ -21,10 +22,22 @@ from edif_hpc.fleet.embedded import redis_binary, store_command, store_environme
 T = TypeVar("T")
 
 
+PORTS = (10_000, 20_000)
+"""Below the kernel's ephemeral ports and the embedded servers' own: what another test's connection may not take before
+the server that the port was chosen for listens there."""
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port on loopback where nobody listens now."""
+    for port in random.sample(range(*PORTS), 100):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError(f"no free port was found between {PORTS[0]} and {PORTS[1]}")
 
 
 def eventually(condition: Callable[[], T | None], seconds: float = 30.0, what: str = "the condition") -> T:
