@@ -18,26 +18,19 @@ from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
 from edif_hpc.fleet.embedded import redis_binary, store_command, store_environment
+from edif_hpc.fleet.ports import is_free
 
 T = TypeVar("T")
 
 
-PORTS = (10_000, 20_000)
-"""Below the kernel's ephemeral ports and the embedded servers' own: what another test's connection may not take before
-the server that the port was chosen for listens there."""
+PORTS = (10_000, 16_000)
+"""Below the kernel's ephemeral ports, Slurm's in tests/cluster and the embedded servers' own: no connection takes
+one between its choice here and the moment a server listens on it."""
 
 
 def free_port() -> int:
     """A port on loopback where nobody listens now."""
-    for port in random.sample(range(*PORTS), 100):
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError(f"no free port was found between {PORTS[0]} and {PORTS[1]}")
+    return next(port for port in random.sample(range(*PORTS), 200) if is_free(port))
 
 
 def eventually(condition: Callable[[], T | None], seconds: float = 30.0, what: str = "the condition") -> T:
