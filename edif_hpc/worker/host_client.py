@@ -22,7 +22,7 @@ from edif_hpc.worker.contract import HostSpec, Outcome, RunSpec
 from edif_hpc.worker.executors import Executors, gone
 from edif_hpc.worker.inline_runs import InlineRuns
 from edif_hpc.worker.messages import host_spec_message
-from edif_hpc.worker.process import clean_environment, kill
+from edif_hpc.worker.process import IGNORED, clean_environment, held, kill
 from edif_hpc.worker.runs import Run
 
 LOG = "host.log"
@@ -230,7 +230,7 @@ def _spawn(spec: HostSpec) -> tuple[subprocess.Popen[bytes], Channel]:
     ours, theirs = Channel.pair()
     name = ModelKey.parse(spec.model_key).repo_id
     command = [sys.executable, "-P", "-m", "edif_hpc.worker.host", str(theirs.fileno()), str(os.getpid()), name]
-    with open(_log_path(spec), "ab") as log:
+    with open(_log_path(spec), "ab") as log, held(IGNORED):
         process = subprocess.Popen(
             command,
             env=clean_environment(spec, os.environ),

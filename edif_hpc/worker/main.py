@@ -10,6 +10,8 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from . import sandbox
 from .agent import Agent
 from .environment import environment
 from .handover import Chain
+from .process import held
 from .residents import Residents
 from .sandbox.kernel import protect_process
 
@@ -144,9 +147,13 @@ async def _serve(
             chain,
         )
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, agent.stop)
-        loop.add_signal_handler(signal.SIGUSR2, _warned, agent)
+        heard: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: agent.stop,
+            signal.SIGINT: agent.stop,
+            signal.SIGUSR2: partial(_warned, agent),
+        }
+        for number, obey in heard.items():
+            loop.add_signal_handler(number, obey)
         remembering = asyncio.create_task(_remember_environment(agent))
         try:
             logger.info("serving", worker=worker_id, isolation=isolation.value, devices=devices)
@@ -154,6 +161,10 @@ async def _serve(
         finally:
             remembering.cancel()
             await redis.aclose()
+            with held(heard):
+                for number in heard:
+                    loop.remove_signal_handler(number)
+                    signal.signal(number, signal.SIG_IGN)  # one that comes from here on must not kill what ends well
 
 
 def _warned(agent: Agent) -> None:

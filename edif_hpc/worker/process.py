@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from edif_hpc.worker.contract import HostSpec
 from edif_hpc.worker.sandbox.kernel import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, prctl
@@ -57,6 +57,16 @@ def zygote_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, **single, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
+@contextlib.contextmanager
+def held(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Let these signals wait while something is done, and in a process that is started meanwhile until it unblocks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def guard_process(parent: int) -> None:
     """Die with the parent, be nobody's to trace, and leave allocation-wide signals to the agent."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -65,6 +75,7 @@ def guard_process(parent: int) -> None:
     prctl(PR_SET_DUMPABLE, 0)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)  # the agent held them until we would not fall to one
 
 
 def kill(pidfd: int) -> None:

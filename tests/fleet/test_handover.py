@@ -151,6 +151,19 @@ def test_a_worker_that_holds_nothing_asks_for_nobody(service: Stack) -> None:
         assert first.errands == []
 
 
+def test_signals_until_its_last_moment_do_not_make_a_good_end_a_failure(service: Stack) -> None:
+    """Slurm warns every process of a step, at a time of its own choice: perhaps of one that is just ending."""
+    with Allocation(service, lineage(), 1, LONG_SECONDS) as first:
+        eventually(first.serves, WAIT_SECONDS, "the worker")
+
+        def warned_until_gone() -> bool:
+            first.process.send_signal(signal.SIGUSR2)
+            return first.process.poll() is not None
+
+        eventually(warned_until_gone, WAIT_SECONDS, "the end", pause=0.0)
+        assert first.end() == 0
+
+
 def test_a_superseded_allocation_leaves(service: Stack) -> None:
     name = lineage()
     in_redis(service, lambda lineages: lineages.enter(name, 2, "43"))

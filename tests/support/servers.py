@@ -33,7 +33,9 @@ def free_port() -> int:
     return next(port for port in random.sample(range(*PORTS), 200) if is_free(port))
 
 
-def eventually(condition: Callable[[], T | None], seconds: float = 30.0, what: str = "the condition") -> T:
+def eventually(
+    condition: Callable[[], T | None], seconds: float = 30.0, what: str = "the condition", *, pause: float = 0.02
+) -> T:
     """Poll until the condition is true; fails with a sentence when it does not come true in time."""
     deadline = time.monotonic() + seconds
     while True:
@@ -42,7 +44,7 @@ def eventually(condition: Callable[[], T | None], seconds: float = 30.0, what: s
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {seconds} s")
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 class RedisProcess:

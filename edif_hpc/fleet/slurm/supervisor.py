@@ -60,7 +60,7 @@ class Supervisor:
         self.order = order
         self.home = Home(order.home)
         self.report = Report(job_id=job_id, host=socket.gethostname(), started=time.time())
-        self.deadline = self._find_deadline()
+        self.deadline = self.report.started + order.pool.walltime_seconds
         self.errands = Errands(order, self.report, self._write)
         self._signals: list[tuple[float, signal.Signals]] = []
         self._told = False
@@ -70,6 +70,7 @@ class Supervisor:
         for number in PASSED_ON:
             signal.signal(number, self._take)
         signal.signal(signal.SIGCONT, signal.SIG_IGN)  # Slurm sends it along with others
+        self.deadline = self._find_deadline()
         self._write()
         scratch = Path(tempfile.mkdtemp(prefix=f"edif-hpc-{self.report.job_id}-", dir=os.environ.get("TMPDIR")))
         try:
@@ -88,6 +89,8 @@ class Supervisor:
         self.report.ended, self.report.status = time.time(), status
         self._write()
         logger.info("ended", status=status, cause=self.report.cause, restarts=self.report.restarts)
+        for number in PASSED_ON:
+            signal.signal(number, signal.SIG_IGN)  # else an interpreter that ends would still die of one
         return status
 
     def _find_deadline(self) -> float:
@@ -99,7 +102,7 @@ class Supervisor:
                 found = seen.end if seen else None
             except EdifError as error:
                 logger.warning("slurm does not tell the deadline", error=str(error))
-        return found or self.report.started + self.order.pool.walltime_seconds
+        return found or self.deadline
 
     # -- the worker ----------------------------------------------------------------------------------------------------
 
