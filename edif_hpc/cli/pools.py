@@ -52,7 +52,7 @@ Example:
 
   edif-hpc pool drain helma
 """
-RESUME_HELP = """Let a stopped pool start workers again.
+RESUME_HELP = """Let a pool start workers again that was stopped, or that paused because its workers died young.
 
 Example:
 

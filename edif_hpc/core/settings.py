@@ -140,9 +140,21 @@ class SlurmSettings(Section):
 class FleetSettings(Section):
     workers: int = Field(1, ge=0, le=64, description="Most local workers at a time.")
     tick_seconds: float = Field(1.0, gt=0, description="How often the fleet looks at the queue.")
+    backoff_seconds: list[float] = Field(
+        [],
+        description="Pauses after workers that die young, one more of which pauses their pool; empty: 1, 5 and 15 s "
+        "for processes, 1, 5, 15 and 60 minutes for allocations.",
+    )
     alert_url_file: str = Field(
         "", description="0600 file with the URL that alerts are posted to as JSON (paused, stopped, silent Slurm)."
     )
+
+    @field_validator("backoff_seconds")
+    @classmethod
+    def no_negative_pause(cls, pauses: list[float]) -> list[float]:
+        if any(pause < 0 for pause in pauses):
+            raise ValueError("must be seconds of 0 or more, as [60, 300, 900]")
+        return pauses
 
 
 class Settings(BaseSettings):

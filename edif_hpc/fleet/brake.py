@@ -8,7 +8,7 @@ from typing import Any
 from edif_hpc.core.queue import keys
 from edif_hpc.core.registry import Registry
 
-STOPPED = "stopped"
+STOPPED, RESUMED = "stopped", "resumed"
 ASKED_SECONDS = 600.0
 """How long a start is tried: Slurm may be silent, or the pool in its back-off."""
 
@@ -30,13 +30,23 @@ async def drain(redis: Any, pool: str) -> int:
 
 
 async def resume(redis: Any, pool: str) -> None:
-    await redis.hdel(keys.POOLS, pool)
+    """Let a pool start workers again, whatever kept it from that: an admin's stop, or workers that died young."""
+    await redis.hset(keys.POOLS, pool, f"{RESUMED} {time.time()}")
 
 
 async def stopped(redis: Any) -> set[str]:
     """The pools that an admin stopped."""
-    found = await redis.hgetall(keys.POOLS)
-    return {name.decode() for name, state in found.items() if state.decode() == STOPPED}
+    return {name for name, (state, _) in (await _states(redis)).items() if state == STOPPED}
+
+
+async def resumed(redis: Any) -> dict[str, float]:
+    """Since when, in Unix seconds, the pools may go that an admin resumed last."""
+    return {name: float(since) for name, (state, since) in (await _states(redis)).items() if state == RESUMED}
+
+
+async def _states(redis: Any) -> dict[str, tuple[str, str]]:
+    found = {name.decode(): state.decode() for name, state in (await redis.hgetall(keys.POOLS)).items()}
+    return {name: (state.partition(" ")[0], state.partition(" ")[2]) for name, state in found.items()}
 
 
 async def start(redis: Any, pool: str) -> None:

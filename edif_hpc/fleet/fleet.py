@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.asyncio import Redis
@@ -22,7 +22,7 @@ from edif_hpc.core.store import Store, in_thread
 from edif_hpc.core.wire import ModelKey, Status
 
 from .announce import announce, leave
-from .brake import asked, started, stopped
+from .brake import asked, resumed, started, stopped
 from .brake import stop as halt
 from .decide import ALLOCATIONS, PROCESSES, Decision, Patience, Pool, Target, decide
 from .local import Ended, Launcher
@@ -93,7 +93,7 @@ class Fleet:
         self.alerts = alerts
         self.queue = Queue(redis, settings.limits)
         self.registry = Registry(redis)
-        self.health = {pool.name: Health(ALLOCATIONS if pool.launcher == "slurm" else PROCESSES) for pool in pools}
+        self.health = {pool.name: Health(_patience(pool, settings)) for pool in pools}
         self.token = secrets.token_hex(8)
         self._renew = redis.register_script(RENEW)
         self._yield = redis.register_script(YIELD)
@@ -209,8 +209,11 @@ class Fleet:
         return pools
 
     async def _halt(self) -> None:
-        """Obey the admin who stopped pools."""
+        """Obey the admin who stopped or resumed pools."""
         self._halted = await stopped(self.redis)
+        for name, since in (await resumed(self.redis)).items():
+            if name in self.health and self.health[name].last_death < since:
+                self.health[name].deaths = 0
         for name in self._halted & self.launchers.keys():
             await asyncio.to_thread(self.launchers[name].halt)
 
@@ -271,6 +274,12 @@ class Fleet:
             return
         await self.queue.forget_objects(due)
         logger.info("objects deleted", count=len(due))
+
+
+def _patience(pool: PoolSettings, settings: Settings) -> Patience:
+    usual = ALLOCATIONS if pool.launcher == "slurm" else PROCESSES
+    pauses = tuple(settings.fleet.backoff_seconds)
+    return replace(usual, backoff_seconds=pauses) if pauses else usual
 
 
 def _target(key: str, waiting: int) -> Target:

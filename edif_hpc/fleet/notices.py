@@ -52,8 +52,11 @@ def notice_of(pool: Pool) -> Notice | None:
     if pool.trouble:
         return Notice(Kind.SILENT, f"Nothing is started until Slurm answers ({pool.trouble.rstrip('.')}).")
     if pool.deaths:
-        kind = Kind.PAUSED if pool.paused else Kind.BACKOFF
-        return Notice(kind, f"{pool.deaths} workers in a row ended early, the latest: {pool.cause}")
+        sentence = f"{pool.deaths} workers in a row ended early, the latest: {pool.cause}"
+        if not pool.paused:
+            return Notice(Kind.BACKOFF, sentence)
+        told = f"Paused; when that is mended, `edif-hpc pool resume {pool.name}` lets it try again. {sentence}"
+        return Notice(Kind.PAUSED, told)
     if pool.pending:
         return Notice(Kind.PENDING, f"An allocation waits in Slurm ({pool.pending}).")
     return None

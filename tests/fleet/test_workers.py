@@ -78,18 +78,29 @@ def test_a_request_brings_a_worker_up_and_an_unknown_model_is_an_error(own: Stac
     assert own.processes() == []
 
 
-def test_a_worker_that_dies_young_is_backed_off_and_the_reason_told(tmp_path: Path):
+def test_workers_that_die_young_pause_their_pool_with_the_reason_until_it_is_resumed(tmp_path: Path):
     # It demands a level above the one it is told to use, so each worker ends at once, with a sentence.
-    variables = {"EDIF_HPC_WORKER__ISOLATION": "none", "EDIF_HPC_WORKER__REQUIRED_ISOLATION": "locked"}
+    variables = {
+        "EDIF_HPC_WORKER__ISOLATION": "none",
+        "EDIF_HPC_WORKER__REQUIRED_ISOLATION": "locked",
+        "EDIF_HPC_FLEET__BACKOFF_SECONDS": "[0.1, 0.2]",
+    }
     with stack(tmp_path, **variables) as made:
         made.up()
         submit(made, "r1")
         _, why = eventually(lambda: (told := status(made, "r1"))[0] == "ERROR" and told, 120, "the refusal")
         assert "Isolation" in why
         assert "ended within" in why
-        logs = list((made.home / "logs").glob("worker-*.log"))
-        assert 3 <= len(logs) <= 5
+        assert len(_worker_logs(made)) == 3
         assert not workers(made)
+        assert "pool resume local" in made.json("status")["notices"]["pool:local"]
+        made.run("pool", "resume", "local")
+        submit(made, "r2")
+        eventually(lambda: len(_worker_logs(made)) > 3, 60, "another try")
+
+
+def _worker_logs(made: Stack) -> list[Path]:
+    return list((made.home / "logs").glob("worker-*.log"))
 
 
 def test_a_killed_worker_is_replaced_when_somebody_waits(own: Stack):
