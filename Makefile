@@ -41,8 +41,8 @@ test: lint  ## lint, types, rooms, and every test but the long ones
 test-fast: install  ## what needs no server and no model
 	$(BIN)/python -m pytest -n $(WORKERS) -m fast $(PYTEST_FLAGS)
 
-test-long: install  ## what takes long: failures of many kinds, one after the other
-	$(BIN)/python -m pytest -m long $(PYTEST_FLAGS)
+test-long: install  ## failures of many kinds, one after the other; writes its result into the README
+	$(BIN)/python -m pytest -m long -p tests.support.long_report $(PYTEST_FLAGS)
 
 lint: install  ## ruff, mypy and the contracts between the rooms
 	$(BIN)/ruff check edif_hpc tests examples
@@ -50,8 +50,9 @@ lint: install  ## ruff, mypy and the contracts between the rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install  ## latency, throughput and memory beside a bare floor; prints a table and writes JSON
+bench: install  ## latency, throughput and memory beside a bare floor, then Slurm; prints tables and writes JSON
 	$(BIN)/python -m tests.bench.run $(BENCH_FLAGS)
+	$(BIN)/python -m tests.bench.cluster
 
 clean:  ## stop the demo and remove what was built; the downloaded model stays
 	if [ -x $(BIN)/edif-hpc ] && [ -d .edif-hpc ]; then $(BIN)/edif-hpc down --home .edif-hpc; fi

@@ -20,6 +20,7 @@ from edif_hpc.core.endpoints import StoreEndpoint
 from edif_hpc.core.errors import Unavailable
 from edif_hpc.core.store import Store
 from edif_hpc.fleet.embedded import redis_binary, store_binary
+from tests.support import models
 from tests.support.servers import free_port
 from tests.support.slurm import Cluster
 
@@ -71,6 +72,17 @@ class Site:
 def _end_of(path: Path) -> str:
     lines = [line for line in path.read_text(errors="replace").splitlines() if '"request ended"' not in line]
     return "\n".join(lines)[-4000:]
+
+
+def model_cache() -> Path:
+    """Model files that the service's user can read; this process's client knows them too."""
+    root = models.test_cache() / "cluster"
+    found = models.build_cache(root, ["gpt2", "llama"])
+    models.smollm2(root)
+    for path in (found, *found.rglob("*")):
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+    models.offline_client(found)
+    return found
 
 
 @contextmanager

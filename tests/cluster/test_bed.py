@@ -71,6 +71,7 @@ def test_a_node_sees_its_own_processes_and_no_way_out(cluster: Cluster) -> None:
 
 @pytest.mark.long
 def test_usr2_comes_to_a_step_ahead_of_the_limit(cluster: Cluster) -> None:
+    """Slurm alone: its signal comes to a step ahead of the limit."""
     # Slurm looks every 30 s at most and lets the signal come up to a minute early: only "before the end" is certain.
     step = "trap 'echo got USR2; exit 0' USR2; echo ready; while true; do sleep 0.2; done"
     job_id = cluster.submit(f'srun bash -c "{step}"; echo after', "--time=1", "--signal=USR2@30")
@@ -107,6 +108,7 @@ def test_afterany_starts_when_the_other_ends_however_it_ends(cluster: Cluster) -
 
 @pytest.mark.long
 def test_a_preempted_job_gets_its_grace(cluster: Cluster) -> None:
+    """Slurm alone: a preempted job gets its grace."""
     polite = cluster.submit(
         "trap 'echo told; exit 0' TERM; echo ready; while true; do sleep 0.2; done",
         "--partition=scavenge", "--gres=gpu:2", "--nodelist=node2", "--no-requeue",
@@ -127,6 +129,7 @@ def test_a_paused_controller_says_nothing_and_forgets_nothing(cluster: Cluster) 
 
 @pytest.mark.long
 def test_a_controller_that_was_killed_finds_its_jobs_again(cluster: Cluster) -> None:
+    """Slurm alone: a controller that was killed finds its jobs again."""
     job_id = cluster.submit("sleep 300")
     cluster.wait_running(job_id)
     running = time.time()
@@ -140,6 +143,7 @@ def test_a_controller_that_was_killed_finds_its_jobs_again(cluster: Cluster) -> 
 
 @pytest.mark.long
 def test_a_node_that_is_switched_off_takes_its_job_with_it(cluster: Cluster) -> None:
+    """Slurm alone: a node that is switched off takes its job with it."""
     job_id = cluster.submit("sleep 300", "--nodelist=node1", "--no-requeue")
     cluster.wait_running(job_id)
     assert any("sleep" in bed.text_of(pid, "cmdline") for pid in cluster.pids_on("node1"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,24 +9,12 @@ import pytest
 
 from tests.support.slurm import CLUSTER, Cluster
 
-from . import apptainer
 from . import site as sites
 from .bed import text_of
 from .site import Site
 from .test_pools import POOL, ask
-from .test_pools import cache as cache
 
 pytestmark = CLUSTER
-
-
-@pytest.fixture(scope="module")
-def image(slurm: Cluster) -> Path:
-    reason = apptainer.obstacle()
-    if reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return apptainer.image(slurm)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ In the CPU image, and where there is no Apptainer with an executable in its plac
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from tests.support.models import REPO
 from tests.support.slurm import CLUSTER, Cluster
 from tests.support.stack import Stack, client_of
 
-from . import apptainer
 from . import site as sites
 from .site import Site
 
@@ -45,15 +43,6 @@ exec env -i PATH="$PATH" HOME="$HOME" "${{named[@]}}" {python} -P -m edif_hpc.cl
 """
 
 
-@pytest.fixture(scope="module")
-def cache(slurm: Cluster) -> Path:
-    found = models.build_cache(models.test_cache() / "cluster", ["gpt2"])
-    for path in (found, *found.rglob("*")):  # the service is another user's
-        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
-    models.offline_client(found)
-    return found
-
-
 @pytest.fixture(params=["image", "bare"])
 def folder(request: pytest.FixtureRequest, cluster: Cluster) -> Path:
     """What a template needs: an image, and `bin` with an `apptainer` if it is not the machine's."""
@@ -66,12 +55,7 @@ def folder(request: pytest.FixtureRequest, cluster: Cluster) -> Path:
         program.chmod(0o755)
         image.touch()
         return place
-    reason = apptainer.obstacle()
-    if reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    image.symlink_to(apptainer.image(cluster))
+    image.symlink_to(request.getfixturevalue("image"))
     return place
 
 
