@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +37,7 @@ def test_a_request_runs_in_the_image_and_gives_the_same_numbers(site: Site) -> N
 def test_no_secret_is_in_the_container(site: Site) -> None:
     ask(site)
     secrets = [site.key, *(path.read_text().strip() for path in (site.home / "secrets").iterdir() if path.is_file())]
-    pids = [pid for node in ("node1", "node2") for pid in site.cluster.pids_on(node)]
-    places = [text_of(pid, name) for pid in pids for name in ("environ", "cmdline")]
+    places = [text_of(pid, name) for pid in _all_pids(site) for name in ("environ", "cmdline")]
     assert any("--supervisor" in place for place in places)
     assert not [secret for secret in secrets for place in places if secret in place]
 
@@ -49,9 +51,24 @@ def test_a_stopped_pool_ends_its_worker_in_order(site: Site) -> None:
     site.cli("pool", "resume", "main")
 
 
-def test_slurms_signals_reach_the_worker_through_the_container(site: Site) -> None:
+def test_the_supervisors_signals_reach_the_worker_in_the_container(site: Site) -> None:
     ask(site)
     job = next(row["job"] for row in site.json("allocations") if row["state"] == "running")
-    site.cluster.run(["scancel", "--signal=TERM", job])
+    (supervisor,) = [pid for pid in _all_pids(site) if re.search(r"python\S*\0.*submitit", text_of(pid, "cmdline"))]
+    os.kill(supervisor, signal.SIGTERM)
     site.cluster.wait(lambda: site.cluster.job(job) is None, 60.0, "the end of the allocation")
     assert '"event": "draining"' in site.logs()
+
+
+def test_what_mounts_the_image_outlives_slurms_signals(site: Site) -> None:
+    """Else the processes that run from the image die of bus errors when Slurm warns the step."""
+    ask(site)
+    mounting = [pid for pid in _all_pids(site) if "squashfuse" in text_of(pid, "cmdline")]
+    assert mounting
+    for pid in mounting:
+        ignored = int(re.findall(r"SigIgn:\s+(\w+)", text_of(pid, "status"))[0], 16)
+        assert all(ignored >> (number - 1) & 1 for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT))
+
+
+def _all_pids(site: Site) -> list[int]:
+    return [pid for node in ("node1", "node2") for pid in site.cluster.pids_on(node)]

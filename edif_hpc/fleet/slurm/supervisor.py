@@ -34,6 +34,8 @@ STEADY_SECONDS = 300.0
 """A worker that lived this long is forgiven its earlier crashes."""
 END_SECONDS = 45.0
 """How long a worker that was told to end may take."""
+REPEAT_SECONDS = 1.0
+"""A worker that is just starting does not hear yet: what it was told is said again until it has ended."""
 POLL_SECONDS = 0.2
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 NOTHING_LEFT_SECONDS = 30.0
@@ -127,21 +129,20 @@ class Supervisor:
 
     def _run_worker(self, scratch: Path, line: Line) -> int:
         """Start the worker, pass signals on, and return its status; negative: the signal that killed it."""
+        bare = not self.order.pool.image
+        if not bare and not shutil.which("apptainer"):
+            self.report.cause = f"There is no apptainer on {self.report.host}: does the pool's setup load its module?"
+            self._can_start = False
+            return 1
         command = container.command(self.order, scratch, self.deadline, os.environ)
         logger.info("starting the worker", command=command, deadline=self.deadline)
-        bare = not self.order.pool.image
         environment = container.bare_environment(self.order, scratch, os.environ) if bare else None
         worker = self.order.name.worker
         with (self.home.logs / f"{worker}.log").open("ab") as words:
-            try:
-                child = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, env=environment, cwd="/",
-                    start_new_session=True,
-                )  # fmt: skip
-            except OSError as error:
-                self.report.cause = f"{command[0]} could not be started on {self.report.host}: {error.strerror}"
-                self._can_start = False
-                return 1
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, env=environment, cwd="/",
+                start_new_session=True,
+            )  # fmt: skip
             status = self._see_through(child, line)
         if status < 0:
             self.report.cause = f"killed by signal {-status}"
@@ -150,17 +151,19 @@ class Supervisor:
         return status
 
     def _see_through(self, child: subprocess.Popen[bytes], line: Line) -> int:
-        kill_at = float("inf")
+        kill_at = again_at = float("inf")
+        last: list[signal.Signals] = []
         while True:
             try:
                 return child.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 pass
             self.errands.poll(line)
-            for number in self._due_signals():
+            now, due = time.time(), self._due_signals()
+            for number in due or (last if now > again_at else []):
                 child.send_signal(number)
-                kill_at = min(kill_at, time.time() + END_SECONDS)
-            if time.time() > kill_at:
+                kill_at, again_at, last = min(kill_at, now + END_SECONDS), now + REPEAT_SECONDS, [number]
+            if now > kill_at:
                 child.kill()
 
     def _due_signals(self) -> list[signal.Signals]:
