@@ -92,6 +92,11 @@ class ModelSettings(Section):
     trust_remote_code: list[str] = Field([], description="Repo ids whose own Python code may run on load.")
     adapters: list[str] = Field([], description="PEFT adapters (repo ids in the cache) that requests may name.")
     dtype: dict[str, str] = Field({}, description="dtype per repo id; others are held as their checkpoint says.")
+    weights: str = Field(
+        "read",
+        pattern="^(read|prefetch|stage)$",
+        description="Before loading: read (nothing more), prefetch (into the page cache), stage (a copy in $TMPDIR).",
+    )
 
 
 class WorkerSettings(Section):

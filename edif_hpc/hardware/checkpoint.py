@@ -89,6 +89,15 @@ def broken_models(cache: Path) -> dict[str, str]:
     return {name: str(found) for name, found in _survey(cache) if isinstance(found, ModelError)}
 
 
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """The safetensors files that hold its weights: links to blobs, as the Hub's own client lays them.
+
+    Raises:
+        ModelError: some are gone since it was described.
+    """
+    return _weight_files(checkpoint.path, checkpoint.repo_id, "adapter_model" if checkpoint.adapter else "model")
+
+
 def check_repo_id(repo_id: str) -> str:
     """Give back a repository id that is safe to make a path of.
 

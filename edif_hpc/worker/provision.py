@@ -143,7 +143,12 @@ class Provision:
     async def _load(self, key: ModelKey, device: str) -> None:
         logger.info("loading model", model=key.repo_id, device=device)
         began = time.monotonic()
-        resident = await self.residents.load(key, device, lambda step: None)
+
+        async def tell(sentence: str) -> None:
+            with contextlib.suppress(*AWAY):  # the load goes on without Redis
+                await self._tell_waiting(str(key), sentence)
+
+        resident = await self.residents.load(key, device, lambda step: None, tell)
         if resident.host:
             resident.host.died.add_done_callback(lambda _: self.stir())
         logger.info("model ready", model=key.repo_id, seconds=round(time.monotonic() - began, 2))

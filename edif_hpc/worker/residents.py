@@ -23,6 +23,7 @@ from edif_hpc.hardware.memory import check_fits, required_bytes
 
 from .contract import HostSpec
 from .host_client import ModelHost, last_words
+from .staging import Staging, Tell, nobody
 
 LEAST_TURN_SECONDS = 10.0
 TURN_PER_LOAD = 2.0
@@ -95,6 +96,7 @@ class Residents:
         self.devices = devices
         self.accelerator = accelerator
         self.isolation = isolation
+        self.staging = Staging(settings.models.weights, cache, scratch)
         self.models: dict[str, Resident] = {}
         self.failures: dict[str, Failure] = {}
         self._loading = asyncio.Lock()
@@ -184,8 +186,14 @@ class Residents:
             logger.info("model evicted", model=resident.key.repo_id)
         return leaving
 
-    async def load(self, key: ModelKey, device: str, on_progress: Callable[[str], None]) -> Resident:
+    async def load(
+        self, key: ModelKey, device: str, on_progress: Callable[[str], None], tell: Tell = nobody
+    ) -> Resident:
         """Make a model resident.
+
+        Args:
+            on_progress: called with each step of the model host.
+            tell: called with how far its weights are on their way, where that takes long.
 
         Raises:
             HostError: it could not be loaded; the reason is remembered in `failures` for a while.
@@ -195,7 +203,8 @@ class Residents:
             resident = Resident(key, device, self.size(key))
             self.models[str(key)] = resident
             try:
-                resident.host = await ModelHost.start(self._spec(key, device), on_progress)
+                cache = await self.staging.bring(key, self.models.keys(), tell)
+                resident.host = await ModelHost.start(self._spec(key, device, cache), on_progress)
             except EdifError as error:
                 del self.models[str(key)]
                 self.failures[str(key)] = Failure(str(error), time.time())
@@ -214,11 +223,11 @@ class Residents:
             self.failures.pop(str(key), None)
             return resident
 
-    def _spec(self, key: ModelKey, device: str) -> HostSpec:
+    def _spec(self, key: ModelKey, device: str, cache: Path) -> HostSpec:
         worker, models = self.settings.worker, self.settings.models
         return HostSpec(
             model_key=str(key),
-            cache=self.cache,
+            cache=cache,
             scratch=self.scratch,
             isolation=self.isolation,
             required=worker.required_isolation,

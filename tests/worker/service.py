@@ -38,10 +38,10 @@ class Caught(Backend):
 class Service:
     """One model host and the event loop it lives on; started again when it has died."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, spec: HostSpec) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, spec: HostSpec, host: ModelHost | None = None) -> None:
         self.loop = loop
         self.spec = spec
-        self.host = self._start()
+        self.host = host or self._start()
 
     def _start(self) -> ModelHost:
         return self.loop.run_until_complete(ModelHost.start(self.spec, lambda text: None))

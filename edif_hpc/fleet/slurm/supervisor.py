@@ -8,7 +8,6 @@ end, so the report is kept up to date.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from edif_hpc.core import log, walltime
 from edif_hpc.core.errors import EdifError
 from edif_hpc.core.home import Home
+from edif_hpc.core.scratch import scratch
 from edif_hpc.fleet import process
 
 from . import container
@@ -42,6 +42,9 @@ NOTHING_LEFT_SECONDS = 30.0
 """With less left than this no worker is started again."""
 YOUNG_SECONDS = 60.0
 """A generation whose worker died before this age has no successor: that one would die as well."""
+
+SCRATCH = "edif-hpc-"
+"""How the names of allocations' scratch folders begin; with weights in them they are too large to be left behind."""
 
 logger = log.get("supervisor")
 
@@ -74,20 +77,17 @@ class Supervisor:
         signal.signal(signal.SIGCONT, signal.SIG_IGN)  # Slurm sends it along with others
         self.deadline = self._find_deadline()
         self._write()
-        scratch = Path(tempfile.mkdtemp(prefix=f"edif-hpc-{self.report.job_id}-", dir=os.environ.get("TMPDIR")))
-        try:
+        with scratch(Path(tempfile.gettempdir()), SCRATCH, f"{self.report.job_id}-") as folder:
             for name in container.CACHES.values():
-                (scratch / name).mkdir()
-            for path in container.covered(self.order, scratch) if self.order.pool.image else ():
+                (folder / name).mkdir()
+            for path in container.covered(self.order, folder) if self.order.pool.image else ():
                 path.mkdir(parents=True, exist_ok=True)
-            line = Line(scratch / FOLDER)
-            status = self._keep_running(scratch, line)
+            line = Line(folder / FOLDER)
+            status = self._keep_running(folder, line)
             if status and not self._told and time.time() - self.report.started > YOUNG_SECONDS:
                 self.errands.succeed_alone()
             self.errands.close()
             line.close()
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         self.report.ended, self.report.status = time.time(), status
         self._write()
         logger.info("ended", status=status, cause=self.report.cause, restarts=self.report.restarts)
@@ -108,11 +108,11 @@ class Supervisor:
 
     # -- the worker ----------------------------------------------------------------------------------------------------
 
-    def _keep_running(self, scratch: Path, line: Line) -> int:
+    def _keep_running(self, folder: Path, line: Line) -> int:
         crashes = 0
         while True:
             began = time.monotonic()
-            status = self._run_worker(scratch, line)
+            status = self._run_worker(folder, line)
             if status == 0 or self._told:
                 return status
             lived = time.monotonic() - began
@@ -127,16 +127,16 @@ class Supervisor:
             if not self._wait(PAUSES[crashes - 1]):
                 return status
 
-    def _run_worker(self, scratch: Path, line: Line) -> int:
+    def _run_worker(self, folder: Path, line: Line) -> int:
         """Start the worker, pass signals on, and return its status; negative: the signal that killed it."""
         bare = not self.order.pool.image
         if not bare and not shutil.which("apptainer"):
             self.report.cause = f"There is no apptainer on {self.report.host}: does the pool's setup load its module?"
             self._can_start = False
             return 1
-        command = container.command(self.order, scratch, self.deadline, os.environ)
+        command = container.command(self.order, folder, self.deadline, os.environ)
         logger.info("starting the worker", command=command, deadline=self.deadline)
-        environment = container.bare_environment(self.order, scratch, os.environ) if bare else None
+        environment = container.bare_environment(self.order, folder, os.environ) if bare else None
         worker = self.order.name.worker
         with (self.home.logs / f"{worker}.log").open("ab") as words:
             child = subprocess.Popen(
