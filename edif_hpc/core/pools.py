@@ -19,13 +19,13 @@ UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 LEAST_SECONDS = 2 * MINUTE
 """A walltime below this leaves no time to load a model and hand over."""
 SLURM_ONLY = (
-    "image", "partition", "account", "qos", "reservation", "constraint", "gres", "gpus", "cpus", "memory", "exclusive",
-    "options", "setup", "binds", "handover",
+    "image", "partition", "account", "qos", "reservation", "constraint", "gres", "gpus", "cpus", "memory", "nodes",
+    "exclusive", "options", "setup", "binds", "handover",
 )  # fmt: skip
 OWNED_OPTIONS = (
     "job-name", "output", "error", "open-mode", "time", "signal", "dependency", "requeue", "no-requeue", "export",
-    "array", "nodes", "ntasks", "partition", "account", "qos", "reservation", "constraint", "gres", "gpus",
-    "cpus-per-task", "mem", "exclusive", "wait", "test-only", "parsable", "wrap", "chdir",
+    "array", "nodes", "ntasks", "ntasks-per-node", "partition", "account", "qos", "reservation", "constraint", "gres",
+    "gpus", "cpus-per-task", "mem", "exclusive", "wait", "test-only", "parsable", "wrap", "chdir",
 )  # fmt: skip
 """What a pool's extra options may not set: the launcher does, from keys of their own or for its own needs."""
 TIME = re.compile(
@@ -53,6 +53,7 @@ class Pool(BaseModel):
     cpus: int = Field(default=0, ge=0, description="Cores of an allocation; 0: the site's default.")
     memory: str = Field(default="", pattern=r"^(\d+[KMGT]?)?$", description="Memory of an allocation, as `64G`.")
     time: str = Field(default="24:00:00", description="Walltime, in any form that sbatch takes.")
+    nodes: int = Field(default=1, description="Nodes of an allocation; 1, since each holds one worker on one node.")
     exclusive: bool = Field(default=False, description="Whether an allocation takes whole nodes.")
     options: list[str] = Field(default=[], description="Further sbatch options, as `--nice=100`.")
     setup: list[str] = Field(
@@ -97,6 +98,23 @@ class Pool(BaseModel):
             raise ValueError("must be one line without spaces around it")
         return text
 
+    @field_validator("partition", "account", "qos", "reservation", "gres")
+    @classmethod
+    def one_word(cls, text: str) -> str:
+        if " " in text:
+            raise ValueError(f"{text!r} has a space in it; Slurm takes one name, or several with commas between them")
+        return text
+
+    @field_validator("nodes")
+    @classmethod
+    def one_node(cls, nodes: int) -> int:
+        if nodes != 1:
+            raise ValueError(
+                f"nodes is {nodes}, but an allocation holds one worker, which serves from one node, so others would "
+                "stay idle; leave nodes at 1, and raise max_workers for more allocations"
+            )
+        return nodes
+
     @field_validator("options")
     @classmethod
     def options_of_their_own(cls, options: list[str]) -> list[str]:
@@ -104,7 +122,7 @@ class Pool(BaseModel):
             match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^\s'\"\\`$]*)?", option)
             if not match:
                 raise ValueError(f"options: {option!r} is not of the form --name or --name=value")
-            if match[1] in OWNED_OPTIONS:
+            if any(owned.startswith(match[1]) for owned in OWNED_OPTIONS):  # sbatch takes abbreviations
                 raise ValueError(f"options: --{match[1]} is set by edif-hpc; use the pool's own keys")
         return options
 
@@ -126,6 +144,8 @@ class Pool(BaseModel):
                 raise ValueError(f"{given[0]} is only for pools whose launcher is slurm")
         if self.gres and self.gpus:
             raise ValueError("gres and gpus say the same twice; keep the one that your site documents")
+        if self.memory and any(option.startswith("--mem-per-") for option in self.options):
+            raise ValueError("memory and --mem-per-... in options contradict each other; Slurm takes one of them")
         wants_gpu = bool(self.gpus or "gpu" in self.gres)
         if self.accelerator == "cpu" and wants_gpu:
             raise ValueError("accelerator is cpu, but gres or gpus asks for GPUs; set accelerator to cuda or rocm")

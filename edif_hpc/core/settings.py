@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -230,10 +231,21 @@ def load(file: Path, overrides: dict[str, Any] | None = None, *, must_exist: boo
         first = error.errors(include_url=False)[0]
         key = ".".join(_named(part, merged) for part in first["loc"])
         origin = origins.get(key) or origins.get(key.partition(".")[0], "settings")
-        message = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        message = _unknown(first["loc"]) if first["type"] == "extra_forbidden" else first["msg"]
         raise SettingsError(
             f"The setting {key} ({origin}) is wrong: {message.removeprefix('Value error, ')}."
         ) from None
+
+
+def _unknown(place: tuple[int | str, ...]) -> str:
+    """What is said of a key that does not exist, with the one that may be meant."""
+    sections: dict[str, type[BaseModel]] = {
+        name: Pool if name == "pool" else field.annotation  # type: ignore[misc]  # each section is a model of its own
+        for name, field in Settings.model_fields.items()
+    }
+    known = sections[str(place[0])] if len(place) > 1 else Settings
+    names = get_close_matches(str(place[-1]), known.model_fields)
+    return f"there is no such setting; {names[0]} may be meant" if names else "there is no such setting"
 
 
 def _named(part: int | str, values: dict[str, Any]) -> str:

@@ -36,6 +36,23 @@ def pool(tmp_path: Path, lines: str) -> Pool:
         ('setup = ["true\\nfalse"]', "more than one line"),
         ('partition = "a\\nb"', "pool.main.partition"),
         ('memory = "lots"', "pool.main.memory"),
+        ("nodes = 2", "pool.main.nodes"),
+        ("nodes = 2", "raise max_workers for more allocations"),
+        ("nodes = 0", "an allocation holds one worker"),
+        ('launcher = "local"\nnodes = 1', "nodes is only for pools whose launcher is slurm"),
+        ('options = ["--nodes=2"]', "--nodes is set by edif-hpc"),
+        ('options = ["--node=2"]', "--node is set by edif-hpc"),
+        ('options = ["--ntasks-per-node=2"]', "--ntasks-per-node is set by edif-hpc"),
+        ('memory = "64G"\noptions = ["--mem-per-cpu=2G"]', "contradict each other"),
+        ('account = "a b"', "has a space in it"),
+        ('qos = "a b"', "has a space in it"),
+        ('reservation = "a b"', "has a space in it"),
+        ('gres = "gpu: 1"', "has a space in it"),
+        ('constraint = " a100"', "without spaces around it"),
+        ("gpus = -1", "pool.main.gpus"),
+        ("cpus = -1", "pool.main.cpus"),
+        ('exclusive = "perhaps"', "pool.main.exclusive"),
+        ('mem = "64G"', "memory may be meant"),
         ("models = []", "pool.main.models"),
         ('handover = "sometimes"', "pool.main.handover"),
     ],
@@ -46,6 +63,10 @@ def test_a_contradiction_is_refused_by_its_key(tmp_path: Path, lines: str, sente
     assert sentence in str(refused.value)
     assert "main" in str(refused.value)
     assert str(tmp_path) in str(refused.value)
+
+
+def test_a_word_of_slurms_own_that_nobody_owns_is_passed_on(tmp_path: Path) -> None:
+    assert pool(tmp_path, 'nodes = 1\noptions = ["--nodelist=a1", "--mem-per-cpu=2G"]').options[0] == "--nodelist=a1"
 
 
 def test_two_pools_of_one_name_are_refused(tmp_path: Path) -> None:

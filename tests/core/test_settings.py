@@ -37,8 +37,9 @@ def test_stronger_sources_win_and_say_so(file: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("[gateway]\nprot = 1\n", "gateway.prot"),
-        ("[gatway]\nport = 1\n", "gatway"),
+        ("[gateway]\nprot = 1\n", "gateway.prot .* port may be meant"),
+        ("[gatway]\nport = 1\n", "gatway .* gateway may be meant"),
+        ("nothing_like_it = 1\n", "nothing_like_it .* there is no such setting[.]"),
         ("[gateway]\nport = 70000\n", "gateway.port"),
         ('[worker]\nisolation = "total"\n', "worker.isolation"),
         ('[redis]\nurl = "redis://:secret@host/0"\n', "redis.url"),

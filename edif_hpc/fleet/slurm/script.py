@@ -61,7 +61,7 @@ def parameters(pool: Pool, name: Name, *, dependency: str = "") -> dict[str, Any
     wanted: dict[str, Any] = {
         "job_name": name.allocation,
         "time": max(1, pool.walltime_seconds // MINUTE),
-        "nodes": 1,
+        "nodes": pool.nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": pool.cpus or None,
         "mem": pool.memory or None,
