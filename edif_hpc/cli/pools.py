@@ -195,7 +195,9 @@ def resume(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
 
 @refusals
 def allocations(home: HomeOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
+    from edif_hpc.core.endpoints import redis_endpoint
     from edif_hpc.fleet.slurm import names
+    from edif_hpc.fleet.slurm.books import books
     from edif_hpc.fleet.slurm.commands import Slurm
 
     from .show import duration, moment
@@ -204,7 +206,9 @@ def allocations(home: HomeOption = None, config: ConfigOption = None, json: Json
     settings = settings_for(place, config).settings
     workers = _workers(place)
     rows = []
-    for seen in Slurm(settings.slurm).allocations():
+    with books(lambda: redis_endpoint(place, settings)) as count:
+        found = Slurm(settings.slurm, count).allocations()
+    for seen in found:
         name = names.read(seen.name, place.root)
         if name is None:
             continue

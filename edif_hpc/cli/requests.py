@@ -63,10 +63,10 @@ def status(
         _one(gateway.get(f"/api/requests/{request}"), json)
         return
     seen = gateway.get("/api/workers")
-    workers, notices = seen["workers"], seen["notices"]
+    workers, notices, slurm = seen["workers"], seen["notices"], seen["slurm_commands"]
     models = gateway.get("/api/models")["models"]
     if json:
-        found = {"url": gateway.url, "workers": workers, "models": models, "notices": notices}
+        found = {"url": gateway.url, "workers": workers, "models": models, "notices": notices, "slurm_commands": slurm}
         print(json_module.dumps(found, indent=2))
         return
     waiting = sum(model["waiting"] for model in models)
@@ -80,6 +80,13 @@ def status(
         table("Models", {"model": "MODEL", "waiting": "WAITING", "held": "WORKERS"}, rows, json=False)
     for subject, sentence in sorted(notices.items()):
         print(f"{subject.replace(':', ' ')}: {sentence}")
+    if slurm["total"]:
+        last, this = _counts(slurm["last_hour"]), _counts(slurm["this_hour"])
+        print(f"Slurm commands: {last} in the last full hour, {this} in this one")
+
+
+def _counts(by_command: dict[str, int]) -> str:
+    return ", ".join(f"{number} {command}" for command, number in by_command.items()) or "none"
 
 
 def _held(workers: list[dict[str, Any]]) -> str:

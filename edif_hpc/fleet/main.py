@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from edif_hpc.core import log
 from edif_hpc.core.endpoints import redis_endpoint, store_endpoint
@@ -12,6 +16,7 @@ from edif_hpc.core.errors import Unavailable
 from edif_hpc.core.home import Home, read_secret
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread
+from edif_hpc.core.tally import Tally
 
 from .fleet import Fleet
 from .notices import Alerts
@@ -20,6 +25,9 @@ from .pools import launchers, pools_of
 BUCKET_PAUSE_SECONDS = 2.0
 """At first for an embedded store that starts at the same time; then between two tries, and longer each time."""
 BUCKET_LONGEST_SECONDS = 60.0
+BOOKS_SECONDS = 5.0
+BOOKS_END_SECONDS = 2.0
+"""Between two writings of how many commands Slurm was given, and how long the last one may take."""
 
 logger = log.get("fleet")
 
@@ -40,13 +48,27 @@ async def _serve(home: Home, settings: Settings, config: Path | None, alerts: Al
     redis = redis_endpoint(home, settings).client()
     store = Store(store_endpoint(home, settings))
     opening = asyncio.create_task(_ensure_bucket(store))
-    fleet = Fleet(settings, redis, store, pools_of(settings), launchers(home, settings, config), alerts)
+    tally = Tally()
+    booking = asyncio.create_task(keep_books(tally, redis))
+    fleet = Fleet(settings, redis, store, pools_of(settings), launchers(home, settings, config, tally.count), alerts)
     logger.info("serving", pools=list(fleet.launchers))
     try:
         await fleet.run(stop)
     finally:
         opening.cancel()
+        booking.cancel()
+        with contextlib.suppress(RedisError, OSError):  # then the last few are not in the books
+            async with asyncio.timeout(BOOKS_END_SECONDS):
+                await tally.write(redis)
         await redis.aclose()
+
+
+async def keep_books(tally: Tally, redis: Redis) -> None:
+    """Write what was counted every few seconds. What Redis does not take is kept for the next time."""
+    while True:
+        await asyncio.sleep(BOOKS_SECONDS)
+        with contextlib.suppress(RedisError, OSError):
+            await tally.write(redis)
 
 
 async def _ensure_bucket(store: Store) -> None:

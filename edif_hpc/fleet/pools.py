@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from edif_hpc.core.endpoints import redis_endpoint
 from edif_hpc.core.home import Home
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings
+from edif_hpc.core.tally import Command
 
 from .local import Launcher, LocalLauncher
 from .slurm.commands import Slurm
@@ -30,9 +32,12 @@ def pools_of(settings: Settings) -> list[Pool]:
     ]  # fmt: skip
 
 
-def launchers(home: Home, settings: Settings, config: Path | None) -> dict[str, Launcher]:
-    """By pool. One listing of allocations serves them all."""
-    listing = Listing(Slurm(settings.slurm), home.root)
+def launchers(
+    home: Home, settings: Settings, config: Path | None, count: Callable[[Command], None]
+) -> dict[str, Launcher]:
+    """By pool. One listing of allocations serves them all; `count` is called at every command given to Slurm."""
+    slurm = Slurm(settings.slurm, count)
+    listing = Listing(slurm, home.root)
 
     def launcher(pool: Pool) -> Launcher:
         if pool.launcher == "local":
@@ -42,7 +47,7 @@ def launchers(home: Home, settings: Settings, config: Path | None) -> dict[str, 
             pool,
             listing,
             lambda name: order_for(home, settings, config, pool, name),
-            lambda order, predecessor: succeed(home, redis_endpoint(home, settings), order, predecessor),
+            lambda order, predecessor: succeed(home, redis_endpoint(home, settings), order, slurm, predecessor),
         )
 
     return {pool.name: launcher(pool) for pool in pools_of(settings)}

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
+from edif_hpc.core.endpoints import redis_endpoint
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 
 from . import embedded, network, ports, process, state
 from .components import components, gateway_answers, own_command, own_environment
+from .slurm.books import books
 from .slurm.commands import Slurm
 from .slurm.ending import end_allocations
 from .supervise import LET_GO, RETRY, SUPERVISOR, Supervisor, Tell, let_go, refuse_foreign, stop_all, stop_kind
@@ -155,7 +157,8 @@ def down(home: Home, tell: Tell) -> list[str]:
         settings = state.settings_of(home).settings
         killed = stop_kind(home, "fleet", tell)
         if any(pool.launcher == "slurm" for pool in settings.pool):
-            end_allocations(home.root, Slurm(settings.slurm), tell)
+            with books(lambda: redis_endpoint(home, settings)) as count:
+                end_allocations(home.root, Slurm(settings.slurm, count), tell)
         return killed + stop_all(home, tell)
 
 

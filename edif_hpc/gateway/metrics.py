@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from edif_hpc.core.queue import Queue, keys
 from edif_hpc.core.registry import WorkerRecord
+from edif_hpc.core.tally import slurm_commands
 from edif_hpc.core.wire import ModelKey
 
 from .auth import METRICS_TAG, Auth
@@ -41,7 +42,8 @@ class Metrics:
 
         counters = await self.queue.redis.hgetall(keys.COUNTERS)
         waiting, workers = await self.queue.waiting(), await self.observed.workers()
-        families = [*self._own(), *_counters(counters), *_queue(waiting), *_workers(workers)]
+        given = (await slurm_commands(self.queue.redis))["total"]
+        families = [*self._own(), *_counters(counters), *_slurm(given), *_queue(waiting), *_workers(workers)]
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(families))
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -90,6 +92,15 @@ def _counters(counters: dict[bytes, bytes]) -> Iterator[Metric]:
     family = CounterMetricFamily("edif_queue_events", "Totals since Redis was first used.", labels=["event"])
     for name, value in sorted(counters.items()):
         family.add_metric([name.decode()], float(value))
+    yield family
+
+
+def _slurm(given: dict[str, int]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily("edif_slurm_commands", "Commands given to Slurm, on any machine.", labels=["command"])
+    for command, number in given.items():
+        family.add_metric([command], number)
     yield family
 
 

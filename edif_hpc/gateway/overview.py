@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edif_hpc.core.queue import Queue, keys
+from edif_hpc.core.tally import slurm_commands
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.memory import required_bytes
 
@@ -22,7 +23,7 @@ class Overview:
         self.public = public
 
     async def workers(self, request: Request) -> Response:
-        """What workers say of themselves, and the fleet of those it cannot start.
+        """What workers say of themselves, the fleet of those it cannot start, and how often Slurm was asked for it.
 
         Process ids and environments are the admin's.
         """
@@ -31,7 +32,8 @@ class Overview:
         rows = [worker.model_dump(mode="json", exclude=hidden) for worker in await self.observed.workers()]
         notices = await self.queue.redis.hgetall(keys.NOTICES)
         told = {subject.decode(): sentence.decode() for subject, sentence in notices.items()}
-        return JSONResponse({"workers": rows, "notices": told})
+        slurm = await slurm_commands(self.queue.redis)
+        return JSONResponse({"workers": rows, "notices": told, "slurm_commands": slurm})
 
     async def models(self, request: Request) -> Response:
         """Models in the cache with their size, where they are held, and how many requests wait for them."""

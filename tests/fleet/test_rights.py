@@ -17,6 +17,7 @@ from edif_hpc.core.queue import Events, Queue, Release, Step, Submission, keys, 
 from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.settings import LimitSettings
 from edif_hpc.core.store import Store, payload_key, result_key
+from edif_hpc.core.tally import Tally
 from edif_hpc.core.wire import Status
 from tests.support.stack import Stack
 
@@ -106,6 +107,9 @@ def test_a_worker_can_do_all_its_work(reached: Stack) -> None:
         for request_id in await queue.waiting_for(target):
             assert await queue.withdraw(request_id, "", "No longer.", only_waiting=True) == "ended"
         assert await registry.commands("rights") == []
+        tally = Tally()
+        tally.count("sbatch")
+        await tally.write(redis)
         await registry.remember_environment({"python": "3"})
         async for channel, _ in Events(redis).listen(keys.BELL_QUEUE, keys.BELL_WORKERS):
             assert channel == keys.BELL_QUEUE

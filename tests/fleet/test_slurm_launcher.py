@@ -49,6 +49,7 @@ class Site:
     launcher: SlurmLauncher
     now: float = 1_000_000.0
     succeeded: list[tuple[int, str]] = field(default_factory=list)
+    counted: list[str] = field(default_factory=list)
 
     def later(self, seconds: float = ASK_EVERY_SECONDS) -> None:
         self.now += seconds
@@ -70,7 +71,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     home = Home(tmp_path / "home").create()
     found = Site(tmp_path, None)  # type: ignore[arg-type]  # made of itself in the next lines
-    listing = Listing(Slurm(SlurmSettings()), home.root, now=lambda: found.now)
+    listing = Listing(Slurm(SlurmSettings(), found.counted.append), home.root, now=lambda: found.now)
 
     def succeed(what: order.Order, predecessor: str) -> str:
         found.succeeded.append((what.generation, predecessor))
@@ -146,6 +147,23 @@ def test_slurm_is_asked_once_a_minute_however_often_the_fleet_looks(site: Site) 
         site.launcher.ended()
         site.later(1.0)
     assert (site.folder / "asked").read_text().count("asked") == 1
+
+
+def test_every_command_is_counted_by_its_kind_whatever_the_site_calls_it(site: Site) -> None:
+    (site.folder / "bin" / "squeue").rename(site.folder / "bin" / "squeue.tinygpu")
+    slurm = Slurm(SlurmSettings(squeue="squeue.tinygpu"), site.counted.append)
+    site.launcher.listing.slurm = slurm
+    site.launcher.launched()
+    site.launcher.launch()
+    site.queue("PENDING")
+    site.later()
+    (site.folder / "silent").touch()
+    site.launcher.launched()
+    (site.folder / "silent").unlink()
+    site.later()
+    site.launcher.launched()
+    site.launcher.halt()
+    assert site.counted == ["squeue", "sbatch", "squeue", "squeue", "scancel"]
 
 
 def test_another_fleet_finds_what_this_one_submitted(site: Site) -> None:

@@ -101,7 +101,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: RedisEndpoi
 
 
 def succeed(place: Place, generation: int = 2) -> str:
-    return succession.succeed(place.home, place.endpoint, place.order(generation), "6")
+    return succession.succeed(place.home, place.endpoint, place.order(generation), Slurm(Settings().slurm), "6")
 
 
 def test_two_who_ask_at_once_submit_one(place: Place) -> None:
@@ -163,6 +163,7 @@ class Watch:
     line: Line
     errands: Errands
     report: order.Report
+    counted: list[str]
 
     def ask(self, worker: Supervisor, verb: str, generation: int) -> str:
         async def both() -> str:
@@ -179,7 +180,9 @@ class Watch:
 def watch(place: Place) -> Iterator[Watch]:
     report = order.Report(job_id="6", host="node1", started=time.time())
     line = Line(place.folder / "line")
-    found = Watch(line, Errands(place.order(), report, lambda: None), report)
+    counted: list[str] = []
+    errands = Errands(place.order(), Slurm(Settings().slurm, counted.append), report, lambda: None)
+    found = Watch(line, errands, report, counted)
     yield found
     found.errands.close()
     line.close()
@@ -194,6 +197,7 @@ def test_a_worker_gets_its_successor_through_its_supervisor(place: Place, watch:
     assert watch.ask(worker, RECALL, 2) == ""
     assert (place.folder / "cancelled").read_text().split()[-1] == "7"
     assert watch.report.recalled == "7"
+    assert watch.counted == ["squeue", "sbatch", "squeue", "squeue", "scancel"]
     worker.close()
 
 
@@ -233,7 +237,7 @@ def test_the_fleet_takes_up_a_successor_that_a_supervisor_reported(place: Place)
         return order_for(place.home, Settings(), None, pool, name)
 
     def again(what: order.Order, predecessor: str) -> str:
-        return succession.succeed(place.home, place.endpoint, what, predecessor)
+        return succession.succeed(place.home, place.endpoint, what, Slurm(Settings().slurm), predecessor)
 
     launcher = SlurmLauncher(place.home, pool, listing, draft, again)
     launcher.launched()
@@ -253,7 +257,7 @@ def test_the_fleet_continues_a_lineage_that_broke(place: Place) -> None:
         return order_for(place.home, Settings(), None, pool, name)
 
     def again(what: order.Order, predecessor: str) -> str:
-        return succession.succeed(place.home, place.endpoint, what, predecessor)
+        return succession.succeed(place.home, place.endpoint, what, Slurm(Settings().slurm), predecessor)
 
     launcher = SlurmLauncher(place.home, pool, Listing(Slurm(Settings().slurm), place.home.root), draft, again)
     launcher.launched()
@@ -265,5 +269,5 @@ def test_the_fleet_continues_a_lineage_that_broke(place: Place) -> None:
     assert [ended.status for ended in launcher.ended()] == [9]
     assert launcher.launch() == name.next.worker
     assert place.submitted == [name.allocation, name.next.allocation]
-    assert succession.succeed(place.home, place.endpoint, draft(name.next), "7") == "7", "its worker asks too late"
+    assert again(draft(name.next), "7") == "7", "its worker asks too late"
     assert len(place.submitted) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.queue import keys
 from edif_hpc.core.registry import ModelRecord, Registry, WorkerRecord
+from edif_hpc.core.tally import Tally
 from tests.support.servers import eventually
 
 from .scene import KEY, MODEL, Scene
@@ -83,6 +85,19 @@ def test_workers_and_models_for_the_command_line(stage: Scene, serving: None) ->
     (model,) = [row for row in stage.get("/api/models").json()["models"] if row["repo_id"] == MODEL]
     assert model["workers"] == [{"worker": "w-secret", "state": "ready", "running": 0, "error": ""}]
     assert model["memory_bytes"] > 0
+
+
+def test_how_often_slurm_was_asked_is_told_by_kind(stage: Scene) -> None:
+    tally = Tally()
+    for command in ("squeue", "squeue", "sbatch"):
+        tally.count(command)
+    stage.run(tally.write)
+    told = stage.get("/api/workers").json()["slurm_commands"]
+    assert told["total"] == {"sbatch": 1, "squeue": 2}
+    assert Counter(told["last_hour"]) + Counter(told["this_hour"]) == told["total"]
+    text = stage.get("/metrics", "root").text
+    assert 'edif_slurm_commands_total{command="squeue"} 2.0' in text
+    assert 'edif_slurm_commands_total{command="sbatch"} 1.0' in text
 
 
 def test_own_requests_newest_first(stage: Scene) -> None:

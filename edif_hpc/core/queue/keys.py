@@ -25,6 +25,8 @@
     fleet_leader      string  token of the fleet that leads, expires unless renewed
     wanted            zset    model key -> Unix time, of models that an admin wants loaded without a request
     counters          hash    totals for /metrics
+    slurm_commands    hash    kind -> commands given to Slurm, ever
+    slurm_hour(h)     hash    the same of one hour, by its number since 1970; expires
     environment       string  versions of the last worker, for nnsight.compare()
     pools             hash    pool -> "stopped", of those an admin stopped
     launches          hash    pool -> Unix time, of those an admin wants a worker of
@@ -48,6 +50,7 @@ COMPONENTS = PREFIX + "components"
 FLEET_LEADER = PREFIX + "fleet_leader"
 WANTED = PREFIX + "wanted"
 COUNTERS = PREFIX + "counters"
+SLURM_COMMANDS = PREFIX + "slurm_commands"
 ENVIRONMENT = PREFIX + "environment"
 NOTICES = PREFIX + "notices"
 POOLS = PREFIX + "pools"
@@ -124,6 +127,10 @@ def lineage(name: str) -> str:
 
 def pace(pool: str) -> str:
     return f"{PREFIX}pace:{pool}"
+
+
+def slurm_hour(number: int | str) -> str:
+    return f"{PREFIX}slurm_hour:{number}"
 
 
 LUA_KEYS = f"""

@@ -23,7 +23,7 @@ KEYS = (
     keys.running("*"), keys.waiting("*"), keys.line("*"), keys.user("*"), keys.open_requests("*"),
     keys.worker("*"), keys.control("*"), keys.lineage("*"), keys.pace("*"),
     keys.TARGETS, keys.LEASES, keys.WAITING_SINCE, keys.WORKERS, keys.OBJECTS, keys.COUNTERS, keys.ENVIRONMENT,
-    keys.COMPONENTS,
+    keys.COMPONENTS, keys.SLURM_COMMANDS, keys.slurm_hour("*"),
 )  # fmt: skip
 CHANNELS = (keys.BELL_REQUESTS, keys.BELL_QUEUE, keys.BELL_WORKERS)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.settings import SlurmSettings
+from edif_hpc.core.tally import Command
 
 from .text import FORMAT, Seen, Unreadable, first_error, parse_squeue
 
@@ -30,8 +31,8 @@ class Slurm:
     """The site's commands, by the names it gave them."""
 
     settings: SlurmSettings
-    count: Callable[[], None] = lambda: None
-    """Called at every command, for the books: sites count them."""
+    count: Callable[[Command], None] = lambda command: None
+    """Called at every command, submissions included, for the books: sites count them."""
 
     def allocations(self) -> list[Seen]:
         """All of this user's allocations that Slurm still remembers, in one call.
@@ -57,17 +58,18 @@ class Slurm:
             SlurmSilent: it is not known whether they were.
         """
         if job_ids:
-            self._run(self.settings.scancel, "--quiet", *job_ids)
+            self._run("scancel", self.settings.scancel, "--quiet", *job_ids)
 
     def _squeue(self, *options: str) -> list[Seen]:
-        said = self._run(self.settings.squeue, "--noheader", "--states=all", f"--format={FORMAT}", *options)
+        asked = ("--noheader", "--states=all", f"--format={FORMAT}", *options)
+        said = self._run("squeue", self.settings.squeue, *asked)
         try:
             return parse_squeue(said)
         except Unreadable as error:
             raise SlurmSilent(f"{self.settings.squeue} gave an answer that cannot be read: {error}.") from error
 
-    def _run(self, program: str, *arguments: str) -> str:
-        self.count()
+    def _run(self, command: Command, program: str, *arguments: str) -> str:
+        self.count(command)
         try:
             done = subprocess.run(
                 [program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",

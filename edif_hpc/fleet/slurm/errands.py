@@ -33,12 +33,12 @@ class Errands:
         note: called when the report has changed.
     """
 
-    def __init__(self, order: Order, report: Report, note: Callable[[], None]) -> None:
+    def __init__(self, order: Order, slurm: Slurm, report: Report, note: Callable[[], None]) -> None:
         self.order = order
         self.home = Home(order.home)
         self.report = report
         self.note = note
-        self._slurm = Slurm(order.slurm)
+        self._slurm = slurm
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._running: dict[Errand, Future[str]] = {}
 
@@ -57,7 +57,7 @@ class Errands:
         try:
             successor = successor_of(self.order)
             endpoint = redis_endpoint(self.home, settings_of(self.home, self.order.config).settings, Role.WORKER)
-            self._found(succession.succeed(self.home, endpoint, successor, self.report.job_id))
+            self._found(succession.succeed(self.home, endpoint, successor, self._slurm, self.report.job_id))
         except (EdifError, RedisError, OSError) as error:
             logger.error("no successor", error=succession.reason(error))
 

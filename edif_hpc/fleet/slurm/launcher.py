@@ -126,7 +126,7 @@ class SlurmLauncher:
                     self.draft(name), predecessor
                 )  # "": somebody else is at it, and Slurm will show it
             else:
-                job_id = submit(self.home, self.draft(name))
+                job_id = submit(self.home, self.draft(name), self.listing.slurm)
         except ComponentError:
             self.listing.forget()  # it may exist all the same
             raise

@@ -7,13 +7,17 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 
+from .commands import Slurm
 from .order import Order, folder, sweep, write_order
 from .script import Executor, parameters
 from .text import first_error
 
 
-def submit(home: Home, order: Order, *, dependency: str = "") -> str:
+def submit(home: Home, order: Order, slurm: Slurm, *, dependency: str = "") -> str:
     """Submit an allocation and return its id. It may exist all the same when this raises: look before trying again.
+
+    Args:
+        slurm: whose books this goes into.
 
     Raises:
         ComponentError: with what Slurm said.
@@ -25,6 +29,7 @@ def submit(home: Home, order: Order, *, dependency: str = "") -> str:
     try:
         executor = Executor(folder(home.root), order.slurm)
         executor.update_parameters(**parameters(order.pool, order.name, dependency=dependency))
+        slurm.count("sbatch")
         return str(executor.submit(supervise, str(path)).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise ComponentError(f"Slurm refused an allocation of the pool {order.pool.name}: {_said(error)}") from error

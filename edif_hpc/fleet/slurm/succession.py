@@ -34,7 +34,7 @@ def submit_once(home: Home, order: Order, slurm: Slurm, dependency: str) -> str:
         ComponentError: Slurm does not say what there is, and nothing was submitted; or it refused.
     """
     found = find(order, slurm)
-    return found or submit(home, order, dependency=dependency)
+    return found or submit(home, order, slurm, dependency=dependency)
 
 
 def find(order: Order, slurm: Slurm) -> str:
@@ -48,7 +48,7 @@ def find(order: Order, slurm: Slurm) -> str:
     return next((seen.job_id for seen in living if seen.name == name), "")
 
 
-def succeed(home: Home, endpoint: RedisEndpoint, order: Order, predecessor: str) -> str:
+def succeed(home: Home, endpoint: RedisEndpoint, order: Order, slurm: Slurm, predecessor: str) -> str:
     """See to it that this generation exists, whoever else wants that too. Blocks; may take minutes.
 
     Returns:
@@ -58,24 +58,24 @@ def succeed(home: Home, endpoint: RedisEndpoint, order: Order, predecessor: str)
         ComponentError: as `submit_once`.
         RedisError: Redis is away, and nothing was submitted.
     """
-    return asyncio.run(_succeed(home, endpoint, order, predecessor))
+    return asyncio.run(_succeed(home, endpoint, order, slurm, predecessor))
 
 
-async def _succeed(home: Home, endpoint: RedisEndpoint, order: Order, predecessor: str) -> str:
+async def _succeed(home: Home, endpoint: RedisEndpoint, order: Order, slurm: Slurm, predecessor: str) -> str:
     taker = secrets.token_hex(8)
     async with endpoint.client(connections=2) as redis:
         lineages = Lineages(redis)
         intent = await lineages.take(order.lineage, order.generation, taker)
         if intent.answer is not Answer.YOURS:
             return intent.detail if intent.answer is Answer.SUBMITTED else ""
-        slurm = Slurm(order.slurm)
         try:
             job_id = await asyncio.to_thread(find, order, slurm)
         except EdifError:
             await lineages.abandon(order.lineage, order.generation, taker)
             raise
         # From here on the intent is kept whatever happens: an allocation may exist that Slurm did not tell of.
-        job_id = job_id or await asyncio.to_thread(submit, home, order, dependency=dependency_of(order, predecessor))
+        dependency = dependency_of(order, predecessor)
+        job_id = job_id or await asyncio.to_thread(submit, home, order, slurm, dependency=dependency)
         return await lineages.record(order.lineage, order.generation, job_id)
 
 

@@ -8,6 +8,7 @@ end, so the report is kept up to date.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,12 +18,15 @@ import time
 from pathlib import Path
 
 from edif_hpc.core import log, walltime
+from edif_hpc.core.endpoints import RedisEndpoint, Role, redis_endpoint
 from edif_hpc.core.errors import EdifError
 from edif_hpc.core.home import Home
 from edif_hpc.core.scratch import scratch
 from edif_hpc.fleet import process
+from edif_hpc.fleet.state import settings_of
 
 from . import container
+from .books import Books
 from .commands import Slurm
 from .errands import Errands
 from .line import FOLDER, Line
@@ -66,7 +70,9 @@ class Supervisor:
         self.home = Home(order.home)
         self.report = Report(job_id=job_id, host=socket.gethostname(), started=time.time())
         self.deadline = self.report.started + order.pool.walltime_seconds
-        self.errands = Errands(order, self.report, self._write)
+        self.books = Books(self._endpoint)
+        self.slurm = Slurm(order.slurm, self.books.count)
+        self.errands = Errands(order, self.slurm, self.report, self._write)
         self._signals: list[tuple[float, signal.Signals]] = []
         self._told = False
         self._can_start = True
@@ -90,17 +96,21 @@ class Supervisor:
             line.close()
         self.report.ended, self.report.status = time.time(), status
         self._write()
+        self.books.close()
         logger.info("ended", status=status, cause=self.report.cause, restarts=self.report.restarts)
         for number in PASSED_ON:
             signal.signal(number, signal.SIG_IGN)  # else an interpreter that ends would still die of one
         return status
+
+    def _endpoint(self) -> RedisEndpoint:
+        return redis_endpoint(self.home, settings_of(self.home, self.order.config).settings, Role.WORKER)
 
     def _find_deadline(self) -> float:
         """Slurm's word, else the batch host's question to it, else the pool's walltime from now on."""
         found = walltime.from_environment(os.environ)
         if found is None and self.report.job_id:
             try:
-                seen = Slurm(self.order.slurm).allocation(self.report.job_id)
+                seen = self.slurm.allocation(self.report.job_id)
                 found = seen.end if seen else None
             except EdifError as error:
                 logger.warning("slurm does not tell the deadline", error=str(error))
