@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from edif_hpc.core.home import Home
     from edif_hpc.core.settings import Settings
 
+CONTAINER = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
+"""Set inside, by Apptainer and what it was called before."""
 UP_HELP = """Start Redis, the object store, the gateway and the fleet, and keep them running.
 
 Run again on a running home it starts what is missing and leaves the rest alone.
@@ -56,6 +58,11 @@ def up(
     from edif_hpc.fleet.up import check, poke, turn, wait_ready
     from edif_hpc.fleet.up import detach as start_detached
 
+    if detach and any(name in os.environ for name in CONTAINER):
+        raise ComponentError(
+            "This runs from an image, which is gone for whatever is left behind when the command ends: run `up` "
+            "without --detach, as a systemd --user unit or in tmux."
+        )
     place = locate(home, create=True)
     options: dict[str, Any] = {
         "gateway": {name: value for name, value in (("host", host), ("port", port)) if value is not None},

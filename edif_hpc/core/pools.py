@@ -146,9 +146,10 @@ class Pool(BaseModel):
             raise ValueError("gres and gpus say the same twice; keep the one that your site documents")
         if self.memory and any(option.startswith("--mem-per-") for option in self.options):
             raise ValueError("memory and --mem-per-... in options contradict each other; Slurm takes one of them")
-        wants_gpu = bool(self.gpus or "gpu" in self.gres)
+        by_option = any(option.startswith("--gpus-per-") for option in self.options)
+        wants_gpu = bool(self.gpus or "gpu" in self.gres or by_option)
         if self.accelerator == "cpu" and wants_gpu:
-            raise ValueError("accelerator is cpu, but gres or gpus asks for GPUs; set accelerator to cuda or rocm")
+            raise ValueError("accelerator is cpu, but gres, gpus or options ask for GPUs; set it to cuda or rocm")
         if self.launcher == "slurm" and self.accelerator != "cpu" and not (wants_gpu or self.exclusive):
             raise ValueError(f"accelerator is {self.accelerator}, but no GPU is asked for; set gres, gpus or exclusive")
         return self

@@ -42,6 +42,15 @@ def test_up_prints_the_address_and_the_next_step(own: Stack):
     assert not own.answers()
 
 
+def test_nothing_is_left_behind_in_an_image(tmp_path: Path):
+    """What a container's first command leaves behind loses the image that it runs from."""
+    with stack(tmp_path, APPTAINER_CONTAINER="/images/gateway.sif") as made:
+        refused = made.up(check=False)
+        assert refused.returncode == 1
+        assert "without --detach" in refused.stderr
+        assert not made.home.exists()
+
+
 def test_down_leaves_no_process_and_no_record(own: Stack):
     own.up()
     eventually(lambda: "store" in own.pids(), what="the store")

@@ -23,6 +23,7 @@ def pool(tmp_path: Path, lines: str) -> Pool:
     ("lines", "sentence"),
     [
         ('gres = "gpu:a100:1"', "accelerator is cpu"),
+        ('options = ["--gpus-per-task=1"]', "accelerator is cpu"),
         ('accelerator = "cuda"', "set gres, gpus or exclusive"),
         ('accelerator = "cuda"\ngres = "gpu:1"\ngpus = 1', "gres and gpus"),
         ('launcher = "local"\npartition = "gpu"', "partition is only for pools whose launcher is slurm"),
