@@ -10,6 +10,7 @@
 #   CACHE         the Hugging Face hub cache; empty: hub/ in the home  VISIBLE     its visibility variables (array)
 #   CONFIG        the settings file; empty: the home's own             BINDS       further binds (array)
 #   HANDOVER      overlap, or requeue where one allocation has room    PROXIES     NAME=VALUE for the worker (array)
+#   NETWORK       NAME=VALUE for NCCL or RCCL (array)
 #   LEAST_UPTIME  seconds before which no successor is submitted       STOP_FILE   no successor while it exists
 #   MOST_GENERATIONS  after how many allocations a chain ends
 #   SBATCH, SQUEUE, SCANCEL, SCONTROL  the site's names of Slurm's commands
@@ -133,7 +134,7 @@ done
 for name in SLURM_JOB_ID SLURM_JOB_NAME SLURM_JOB_PARTITION SLURMD_NODENAME SLURM_CPUS_PER_TASK "${VISIBLE[@]}"; do
     if [ -n "${!name+set}" ]; then options+=("--env=$name=${!name}"); fi
 done
-for pair in "${PROXIES[@]}" TMPDIR=/tmp LANG=C.UTF-8 PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/tmp/xdg \
+for pair in "${PROXIES[@]}" "${NETWORK[@]}" TMPDIR=/tmp LANG=C.UTF-8 PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/tmp/xdg \
     TRITON_CACHE_DIR=/tmp/triton TORCHINDUCTOR_CACHE_DIR=/tmp/inductor \
     MIOPEN_USER_DB_PATH=/tmp/miopen-db MIOPEN_CUSTOM_CACHE_DIR=/tmp/miopen-cache; do
     options+=("--env=$pair")

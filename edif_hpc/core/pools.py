@@ -20,7 +20,7 @@ LEAST_SECONDS = 2 * MINUTE
 """A walltime below this leaves no time to load a model and hand over."""
 SLURM_ONLY = (
     "image", "partition", "account", "qos", "reservation", "constraint", "gres", "gpus", "cpus", "memory", "nodes",
-    "exclusive", "options", "setup", "binds", "handover",
+    "exclusive", "options", "setup", "binds", "handover", "interconnect", "adapters", "interfaces",
 )  # fmt: skip
 OWNED_OPTIONS = (
     "job-name", "output", "error", "open-mode", "time", "signal", "dependency", "requeue", "no-requeue", "export",
@@ -28,6 +28,9 @@ OWNED_OPTIONS = (
     "gpus", "cpus-per-task", "mem", "exclusive", "wait", "test-only", "parsable", "wrap", "chdir",
 )  # fmt: skip
 """What a pool's extra options may not set: the launcher does, from keys of their own or for its own needs."""
+LISTED = r"(\^?=?{name}(,{name})*)?"
+"""How NCCL writes a list of names: `=` takes them exactly and not as prefixes, `^` excludes them."""
+ADAPTER, INTERFACE = r"[A-Za-z0-9_.-]+(:\d+)?", r"[A-Za-z0-9_.-]+"
 TIME = re.compile(
     r"(?:(?P<days>\d+)-(?P<dh>\d+)(?::(?P<dm>\d+)(?::(?P<ds>\d+))?)?"
     r"|(?P<h>\d+):(?P<m>\d+):(?P<s>\d+)|(?P<mm>\d+):(?P<ss>\d+)|(?P<minutes>\d+))"
@@ -61,6 +64,19 @@ class Pool(BaseModel):
     )
     proxies: dict[str, str] = Field(default={}, description="Proxies for the workers, as { https_proxy = URL }.")
     binds: list[str] = Field(default=[], description="Further paths for the container, as `/scratch` or `/a:/b:ro`.")
+    interconnect: Literal["none", "ethernet", "infiniband", "slingshot"] = Field(
+        default="none", description="The network that NCCL or RCCL is told about; none: they look for themselves."
+    )
+    adapters: str = Field(
+        default="",
+        pattern=f"^{LISTED.format(name=ADAPTER)}$",
+        description="InfiniBand adapters, as `=mlx5_0:1,mlx5_3:1` (NCCL_IB_HCA); empty: all.",
+    )
+    interfaces: str = Field(
+        default="",
+        pattern=f"^{LISTED.format(name=INTERFACE)}$",
+        description="Network interfaces, as `ib0` or `^docker` (NCCL_SOCKET_IFNAME); empty: the fabric's own.",
+    )
     models: list[str] = Field(default=["*"], min_length=1, description="Models it serves: repo ids or patterns.")
     min_workers: int = Field(default=0, ge=0, description="Workers that are kept also when nobody asks.")
     max_workers: int = Field(default=1, ge=0, description="Most workers at a time.")
@@ -152,7 +168,16 @@ class Pool(BaseModel):
             raise ValueError("accelerator is cpu, but gres, gpus or options ask for GPUs; set it to cuda or rocm")
         if self.launcher == "slurm" and self.accelerator != "cpu" and not (wants_gpu or self.exclusive):
             raise ValueError(f"accelerator is {self.accelerator}, but no GPU is asked for; set gres, gpus or exclusive")
+        self._check_interconnect()
         return self
+
+    def _check_interconnect(self) -> None:
+        if self.interconnect != "none" and self.accelerator == "cpu":
+            raise ValueError(f"interconnect is {self.interconnect}, but accelerator is cpu, and only GPUs talk over it")
+        if self.adapters and self.interconnect != "infiniband":
+            raise ValueError(f"adapters are InfiniBand's, but interconnect is {self.interconnect}")
+        if self.interfaces and self.interconnect == "none":
+            raise ValueError("interfaces are given, but interconnect is none; name the network they belong to")
 
 
 def seconds_of(text: str) -> int:

@@ -13,6 +13,9 @@ from edif_hpc.core.settings import load
 pytestmark = pytest.mark.fast
 
 
+GPU = 'accelerator = "cuda"\ngpus = 1\n'
+
+
 def pool(tmp_path: Path, lines: str) -> Pool:
     file = tmp_path / "edif-hpc.toml"
     file.write_text(f'[[pool]]\nname = "main"\n{lines}\n')
@@ -56,6 +59,14 @@ def pool(tmp_path: Path, lines: str) -> Pool:
         ('mem = "64G"', "memory may be meant"),
         ("models = []", "pool.main.models"),
         ('handover = "sometimes"', "pool.main.handover"),
+        ('interconnect = "myrinet"', "pool.main.interconnect"),
+        ('interconnect = "slingshot"', "interconnect is slingshot, but accelerator is cpu"),
+        ('launcher = "local"\naccelerator = "cuda"\ninterconnect = "none"', "interconnect is only for pools"),
+        (GPU + 'adapters = "=mlx5_0:1"', "adapters are InfiniBand's, but interconnect is none"),
+        (GPU + 'interconnect = "slingshot"\nadapters = "mlx5"', "but interconnect is slingshot"),
+        (GPU + 'interfaces = "ib0"', "interfaces are given, but interconnect is none"),
+        (GPU + 'interconnect = "infiniband"\nadapters = "mlx5_0 mlx5_1"', "pool.main.adapters"),
+        (GPU + 'interconnect = "ethernet"\ninterfaces = "eth0\\nLD_PRELOAD=x"', "pool.main.interfaces"),
     ],
 )
 def test_a_contradiction_is_refused_by_its_key(tmp_path: Path, lines: str, sentence: str) -> None:

@@ -66,6 +66,21 @@ def test_the_container_sees_what_it_needs_and_no_secret() -> None:
     )
 
 
+def test_what_nccl_is_told_goes_into_the_container_and_nothing_else_does() -> None:
+    step = {**STEP, "NCCL_NET_GDR_LEVEL": "PHB", "FI_PROVIDER": "cxi", "NCCL_IB_HCA": "mlx5_9"}
+    fabric = {"interconnect": "infiniband", "adapters": "=mlx5_0:1,mlx5_3:1", "interfaces": "ib0"}
+    told = HELMA.model_copy(update=fabric)
+    for_network = ("NCCL", "FI_")
+    command = container.command(order(told), Path("/scratch/77"), 0.0, step)
+    assert [part for part in command if part.startswith(tuple(f"--env={name}" for name in for_network))] == [
+        "--env=NCCL_IB_HCA==mlx5_0:1,mlx5_3:1",
+        "--env=NCCL_SOCKET_IFNAME=ib0",
+    ]
+    bare = container.bare_environment(order(told.model_copy(update={"image": ""})), Path("/scratch/77"), step)
+    assert bare["NCCL_IB_HCA"] == "=mlx5_0:1,mlx5_3:1"
+    assert not any(name.startswith(for_network) for name in container.bare_environment(order(HELMA), Path("/"), step))
+
+
 def test_redis_and_the_store_are_reached_past_every_proxy() -> None:
     found = container.proxies(order(HELMA))
     assert found["no_proxy"] == found["NO_PROXY"] == ".fau.de,localhost,127.0.0.1,login1.internal"

@@ -202,6 +202,15 @@ def test_on_amd_the_devices_that_slurm_named_go_in(bench: Bench) -> None:
     assert [part for part in arguments if "VISIBLE" in part] == ["--env=ROCR_VISIBLE_DEVICES=0"]
 
 
+def test_what_an_admin_writes_for_nccl_goes_in(bench: Bench) -> None:
+    bench.start(template="worker-cuda", POOL="cpu", NETWORK="(NCCL_IB_HCA==mlx5_0:1,mlx5_3:1 NCCL_SOCKET_IFNAME=ib0)")
+    arguments = bench.text("arguments").splitlines()
+    assert [part for part in arguments if part.startswith("--env=NCCL")] == [
+        "--env=NCCL_IB_HCA==mlx5_0:1,mlx5_3:1",
+        "--env=NCCL_SOCKET_IFNAME=ib0",
+    ]
+
+
 def test_an_allocation_without_a_name_becomes_the_first_of_a_lineage(bench: Bench) -> None:
     bench.start(generation=0)
     name = re.search(r"JobName=(\S+)", bench.text("controlled"))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from edif_hpc.hardware import interconnect
 from edif_hpc.hardware.profiles import PROFILES
 
 from .line import FOLDER
@@ -79,7 +80,8 @@ def inner_environment(order: Order, scratch: Path, environment: Mapping[str, str
     visible = PROFILES[order.pool.accelerator].visibility
     kept = {name: environment[name] for name in (*SLURM_VARIABLES, *visible) if name in environment}
     caches = {name: str(inner / folder) for name, folder in CACHES.items()}
-    return {"TMPDIR": str(inner), "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **kept, **caches, **proxies(order)}
+    own = {"TMPDIR": str(inner), "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
+    return {**own, **kept, **caches, **proxies(order), **interconnect.variables(order.pool)}
 
 
 def proxies(order: Order) -> dict[str, str]:
