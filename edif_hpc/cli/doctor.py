@@ -146,11 +146,21 @@ def _accelerator(home: Home, settings: Settings) -> Iterator[Finding]:
     if settings.worker.device == "cpu":
         yield Finding("accelerator", "ok", "not used (worker.device is cpu)")
         return
-    tools = [tool for tool in ("nvidia-smi", "rocm-smi", "amd-smi") if shutil.which(tool)]
-    if tools:
-        yield Finding("accelerator", "ok", f"{', '.join(tools)} found")
+    from edif_hpc.hardware.detect import detect
+    from edif_hpc.hardware.memory import gib
+
+    machine = detect()
+    if machine.devices:
+        sizes = sorted({gib(device.memory_bytes) for device in machine.devices})
+        names = sorted({device.name for device in machine.devices})
+        modes = " ".join((*machine.partitions, *machine.memory_partitions))
+        versions = " ".join(part for part in (f"driver {machine.driver}", machine.runtime, modes) if part)
+        found = f"{len(machine.devices)} x {', '.join(names)}, {' or '.join(sizes)} each ({versions})"
+        yield Finding("accelerator", "ok", f"{machine.profile.name}: {found}")
     else:
         yield Finding("accelerator", "ok", "none found on this machine: workers here use the CPU")
+    for note in machine.notes:
+        yield Finding("accelerator", "warning", note)
 
 
 def _isolation(home: Home, settings: Settings) -> Iterator[Finding]:

@@ -12,9 +12,10 @@ import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edif_hpc.hardware import host
+from edif_hpc.hardware import host, partitions
+from edif_hpc.hardware.partitions import Modes
 from edif_hpc.hardware.profiles import PROFILES, Machine
-from edif_hpc.hardware.smi import Report, parse_amd, parse_nvidia, parse_rocm
+from edif_hpc.hardware.smi import Report, parse_amd, parse_amd_partitions, parse_nvidia, parse_rocm
 from edif_hpc.hardware.visibility import visible
 
 TOOL_SECONDS = 30.0
@@ -30,6 +31,7 @@ TOOLS: tuple[tuple[str, tuple[str, ...], Callable[[str], Report]], ...] = (
     ("rocm", ("amd-smi", "static", "--asic", "--vram", "--driver", "--json"), parse_amd),
 )
 """In this order; the first that lists a device decides."""
+PARTITION_TOOL = ("amd-smi", "partition", "--json")
 
 
 def detect(environment: Mapping[str, str] | None = None, root: Path = Path("/")) -> Machine:
@@ -51,11 +53,15 @@ def detect(environment: Mapping[str, str] | None = None, root: Path = Path("/"))
             name, report = accelerator, found
             break
     profile = PROFILES[name]
-    devices = visible(profile, report.devices, env)
+    modes = _modes(root, env) if name == "rocm" else Modes()
+    devices = partitions.shared_out(visible(profile, report.devices, env), modes)
+    notes += partitions.notes(devices, modes)
     if report.devices and not devices:
         hidden = " and ".join(f"{key}={env[key]}" for key in profile.visibility if key in env)
         notes.append(f"{hidden} hides all {len(report.devices)} devices of this machine, so it counts as a CPU.")
         profile = PROFILES["cpu"]
+    if devices and devices[0].slice:
+        devices = devices[:1]  # the others are no devices to this process
     return Machine(
         profile=profile,
         devices=devices,
@@ -63,7 +69,8 @@ def detect(environment: Mapping[str, str] | None = None, root: Path = Path("/"))
         cores=host.cores(),
         driver=report.driver,
         runtime=report.runtime or (_rocm_version(env, root) if name == "rocm" else ""),
-        partitions=_partitions(root) if name == "rocm" else (),
+        partitions=modes.compute,
+        memory_partitions=modes.memory,
         notes=tuple(notes),
     )
 
@@ -106,12 +113,20 @@ def _rocm_version(env: Mapping[str, str], root: Path) -> str:
         return ""
 
 
-def _partitions(root: Path) -> tuple[str, ...]:
-    """The modes that the amdgpu driver reports; devices in CPX mode are eighths of an MI300X."""
-    modes = set()
-    for path in (root / "sys/class/drm").glob("card*/device/current_compute_partition"):
+def _modes(root: Path, env: Mapping[str, str]) -> Modes:
+    """The modes of all AMD GPUs of the machine: from the driver's own files, else from amd-smi.
+
+    That it has no such command, as older ones, or may not tell is no news for `doctor`.
+    """
+    compute, memory = (_said_by_driver(root, f"current_{kind}_partition") for kind in ("compute", "memory"))
+    return Modes(compute, memory) if compute else parse_amd_partitions(_ask(PARTITION_TOOL, env, []))
+
+
+def _said_by_driver(root: Path, name: str) -> tuple[str, ...]:
+    said = set()
+    for path in (root / "sys/class/drm").glob(f"card*/device/{name}"):
         try:
-            modes.add(path.read_text().strip())
+            said.add(path.read_text().strip())
         except OSError:  # the driver answers "not permitted" during a reset
             continue
-    return tuple(sorted(modes - {"", "UNKNOWN"}))
+    return tuple(sorted(said - {"", "UNKNOWN"}))

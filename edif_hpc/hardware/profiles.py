@@ -55,7 +55,8 @@ class Device:
 
     Args:
         index: its position among all devices of the machine, as the vendor's tool counts.
-        memory_bytes: what can be allocated; the driver's own reserve is taken off.
+        memory_bytes: what can be allocated; the driver's own reserve is taken off, and of a partitioned AMD GPU it is
+            the device's share.
         slice: this is a MIG instance, not a whole GPU.
     """
 
@@ -73,6 +74,7 @@ class Machine:
     Args:
         driver, runtime: versions where they were found ("535.54.03", "12.2"), else empty.
         partitions: the compute partition modes of AMD devices ("SPX", "CPX"), which change how many devices there are.
+        memory_partitions: their memory partition modes ("NPS1", "NPS4").
         notes: sentences for `doctor`: what looked odd.
     """
 
@@ -83,6 +85,7 @@ class Machine:
     driver: str = ""
     runtime: str = ""
     partitions: tuple[str, ...] = ()
+    memory_partitions: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
+from edif_hpc.hardware.partitions import Modes
 from edif_hpc.hardware.profiles import Device
 
 UNITS = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
@@ -89,6 +90,19 @@ def parse_amd(text: str) -> Report:
         if memory:
             devices.append(Device(gpu["gpu"], name or "AMD GPU", memory, uuid))
     return Report(tuple(devices), driver)
+
+
+def parse_amd_partitions(text: str) -> Modes:
+    """Read `amd-smi partition --json`; in some releases text follows the JSON.
+
+    Of a GPU in several parts only the first row names its mode, the others say "N/A".
+    """
+    data = _json_after_warnings(text)
+    rows = data.get("current_partition") if isinstance(data, dict) else None
+    known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    compute = {_text(row.get("accelerator_type")).rstrip("*") for row in known}
+    memory = {_text(row.get("memory")) for row in known}
+    return Modes(tuple(sorted(compute - {""})), tuple(sorted(memory - {""})))
 
 
 def _json_after_warnings(text: str) -> Any:

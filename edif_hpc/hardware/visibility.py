@@ -2,6 +2,9 @@
 
 Slurm sets these. On AMD three of them apply one after the other, each counting what the one before left over, so two
 that look alike can hide every GPU; that is refused here, before it becomes "no device found" inside torch.
+
+GPU_DEVICE_ORDINAL, which Slurm may set beside them, is not counted: HIP does not read it, OpenCL does (ROCm's clr,
+rocdevice.cpp). There too HIP_VISIBLE_DEVICES, unless it is empty, takes the place of CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations

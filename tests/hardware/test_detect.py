@@ -16,8 +16,9 @@ from edif_hpc.hardware import detect as detecting
 from edif_hpc.hardware import host
 from edif_hpc.hardware.detect import detect
 from edif_hpc.hardware.memory import MIB
+from edif_hpc.hardware.partitions import Modes, shared_out
 from edif_hpc.hardware.profiles import PROFILES, Device
-from edif_hpc.hardware.smi import Report, parse_amd, parse_nvidia, parse_rocm
+from edif_hpc.hardware.smi import Report, parse_amd, parse_amd_partitions, parse_nvidia, parse_rocm
 from edif_hpc.hardware.visibility import visible
 
 pytestmark = pytest.mark.fast
@@ -59,6 +60,51 @@ def test_amd_gpus() -> None:
 
 def test_an_amd_gpu_without_a_name() -> None:
     assert parse_rocm(captured("rocm-rx6700xt-430.json")).devices == (Device(0, "AMD GPU", 12868124672),)
+
+
+def test_amd_gpus_without_rocm_smi() -> None:
+    report = parse_amd(captured("amdsmi-static-mi355x.json"))
+    assert report.devices == (
+        Device(0, "AMD Instinct MI355X", 294896 * MIB, "0xC62AC130EE448403"),
+        Device(1, "AMD Instinct MI355X", 294896 * MIB, "0xF32CB37CEEF6FEB5"),
+    )
+    assert report.driver == "6.14.14"
+
+
+def test_partition_modes_of_amd_gpus() -> None:
+    text = captured("amdsmi-partition-mi355x.json")
+    assert parse_amd_partitions(text) == Modes(("SPX",), ("NPS1",))
+    # AMD's change log of amd-smi: text followed the JSON in several releases.
+    assert parse_amd_partitions(f"{text}\n\nLegend:\n  * = Current mode\n") == Modes(("SPX",), ("NPS1",))
+
+
+@pytest.mark.parametrize("text", ["", "N/A", "[]", '{"current_partition": 1}', '{"current_partition": [1, {}]}'])
+def test_what_is_no_partition_report_names_no_mode(text: str) -> None:
+    assert parse_amd_partitions(text) == Modes()
+
+
+# -- partitioned GPUs: the figures are those of the reports that the module names ------------------------------------
+
+MI300X = 206141652992
+"""Bytes that rocm-smi showed for a whole MI300X, and for each of its eight parts."""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "modes", "usable"),
+    [
+        ("AMD Instinct MI300X", MI300X, Modes(("SPX",), ("NPS1",)), MI300X),
+        ("AMD Instinct MI300X", MI300X, Modes(("CPX",), ("NPS1",)), MI300X // 8),
+        ("AMD Instinct MI300X", MI300X, Modes(("CPX",), ("NPS4",)), MI300X // 8),
+        ("AMD Instinct MI300X", 98296 * MIB, Modes(("DPX",), ("NPS1",)), 98296 * MIB),  # amd-smi of ROCm 7.0.2: a share
+        ("AMD Instinct MI300A", 42.66 * 1024 * MIB, Modes(("TPX",)), 42.66 * 1024 * MIB),  # of ROCm 6.2.4, likewise
+        ("AMD Instinct MI300A", 128 * 1024 * MIB, Modes(("CPX",)), 128 * 1024 * MIB // 6),
+        ("AMD GPU", MI300X, Modes(("CPX", "SPX")), MI300X // 8),
+        ("Arcturus GL-XL [Instinct MI100]", 34342961152, Modes(), 34342961152),
+    ],
+)
+def test_a_part_of_a_gpu_has_its_share_of_the_memory(name: str, shown: float, modes: Modes, usable: float) -> None:
+    (device,) = shared_out((Device(0, name, int(shown)),), modes)
+    assert device.memory_bytes == int(usable)
 
 
 def test_a_warning_before_the_json() -> None:
@@ -141,6 +187,11 @@ def test_two_that_change_nothing_are_no_contradiction() -> None:
     assert len(visible(PROFILES["rocm"], GPUS, both)) == 2
 
 
+def test_what_hip_does_not_read_is_no_contradiction() -> None:
+    slurms = {"ROCR_VISIBLE_DEVICES": "2,3", "GPU_DEVICE_ORDINAL": "2,3"}
+    assert [device.index for device in visible(PROFILES["rocm"], GPUS, slurms)] == [2, 3]
+
+
 def test_on_nvidia_only_cuda_counts() -> None:
     both = {"ROCR_VISIBLE_DEVICES": "2,3", "CUDA_VISIBLE_DEVICES": "2,3"}
     assert [device.index for device in visible(PROFILES["cuda"], GPUS, both)] == [2, 3]
@@ -217,12 +268,38 @@ def test_a_cuda_machine(tools: Path, tmp_path: Path) -> None:
 
 def test_a_rocm_machine(tools: Path, tmp_path: Path) -> None:
     tool(tools, "rocm-smi", f"cat {CAPTURED}/rocm-mi100-602.json")
-    modes = {f"root/sys/class/drm/card{n}/device/current_compute_partition": "CPX\n" for n in (0, 1)}
+    modes = {f"root/sys/class/drm/card{n}/device/current_compute_partition": "SPX\n" for n in (0, 1)}
     put(tmp_path, {**modes, "root/opt/rocm/.info/version": "6.0.2-115\n"})
     found = look(tools, tmp_path, ROCR_VISIBLE_DEVICES="1")
     assert (found.profile.name, found.profile.torch_device) == ("rocm", "cuda")
     assert [device.index for device in found.devices] == [1]
-    assert (found.driver, found.runtime, found.partitions) == ("6.3.6", "6.0.2-115", ("CPX",))
+    assert (found.driver, found.runtime, found.partitions) == ("6.3.6", "6.0.2-115", ("SPX",))
+    assert (found.devices[0].memory_bytes, found.notes) == (34342961152, ())
+
+
+def test_a_machine_with_amd_smi_alone(tools: Path, tmp_path: Path) -> None:
+    tool(tools, "amd-smi", f'cat "{CAPTURED}/amdsmi-$1-mi355x.json"')
+    found = look(tools, tmp_path)
+    assert (found.profile.name, len(found.devices), found.driver) == ("rocm", 2, "6.14.14")
+    assert (found.partitions, found.memory_partitions, found.notes) == (("SPX",), ("NPS1",), ())
+
+
+def test_partitioned_gpus_are_noted_and_count_with_their_share(tools: Path, tmp_path: Path) -> None:
+    tool(tools, "amd-smi", f'cat "{CAPTURED}/amdsmi-$1-mi355x.json"')
+    device = "root/sys/class/drm/card1/device"
+    put(tmp_path, {f"{device}/current_compute_partition": "CPX\n", f"{device}/current_memory_partition": "NPS1\n"})
+    found = look(tools, tmp_path)
+    assert (found.partitions, found.memory_partitions) == (("CPX",), ("NPS1",))  # the driver's word comes first
+    assert found.model_memory_bytes == 294896 * MIB // 8
+    assert "(CPX, NPS1)" in found.notes[0]
+    assert "one of 8 parts of a GPU and has 36.0 GiB" in found.notes[0]
+
+
+def test_of_several_mig_slices_a_worker_has_the_first(tools: Path, tmp_path: Path) -> None:
+    tool(tools, "nvidia-smi", f"cat {CAPTURED}/nvidia-a100-mig.xml")
+    found = look(tools, tmp_path)
+    assert [device.index for device in found.devices] == [0]
+    assert "2 MIG slices" in found.notes[0]
 
 
 def test_no_tools_is_a_cpu(tools: Path, tmp_path: Path) -> None:
