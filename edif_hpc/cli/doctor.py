@@ -156,6 +156,8 @@ def _accelerator(home: Home, settings: Settings) -> Iterator[Finding]:
         modes = " ".join((*machine.partitions, *machine.memory_partitions))
         versions = " ".join(part for part in (f"driver {machine.driver}", machine.runtime, modes) if part)
         found = f"{len(machine.devices)} x {', '.join(names)}, {' or '.join(sizes)} each ({versions})"
+        if len(machine.devices) > 1:
+            found += f"; {gib(machine.spread_memory_bytes)} for a model that is spread, at isolation none"
         yield Finding("accelerator", "ok", f"{machine.profile.name}: {found}")
     else:
         yield Finding("accelerator", "ok", "none found on this machine: workers here use the CPU")

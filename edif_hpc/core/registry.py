@@ -45,6 +45,8 @@ class WorkerRecord(BaseModel):
     lineage: str = ""
     generation: int = 1
     memory_budget: int = 0
+    model_memory: int = 0
+    """Bytes that one model may have: of several devices the largest, or all where models are spread over them."""
     memory_used: int = 0
     running: int = 0
     completed: int = 0

@@ -16,6 +16,7 @@ from typing import Any
 
 from edif_hpc.core.allowed import check_model
 from edif_hpc.core.errors import ModelError
+from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.walltime import flush_seconds
@@ -95,8 +96,11 @@ class Door:
 
     async def _largest(self) -> int:
         """Memory of the largest worker there is or could be, in bytes."""
-        own = self.settings.worker.memory_bytes or max(map(_memory, self.settings.pool), default=_here())
-        return max([own, *(worker.memory_budget for worker in await self.observed.workers())])
+        settings = self.settings
+        own = settings.worker.memory_bytes or max(map(_memory, settings.pool), default=_here())
+        if settings.worker.isolation is Isolation.NONE and any(pool.accelerator != "cpu" for pool in settings.pool):
+            own = sys.maxsize  # models are spread there, over as many devices as only a worker can count
+        return max([own, *(each.model_memory or each.memory_budget for each in await self.observed.workers())])
 
 
 def _memory(pool: Pool) -> int:

@@ -6,6 +6,8 @@ What this module must not know: how much is free (`detect` says that), and which
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edif_hpc.core.errors import ModelError, SettingsError
 from edif_hpc.hardware.checkpoint import Checkpoint
 from edif_hpc.hardware.profiles import PROFILES
@@ -45,6 +47,9 @@ FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 ACTIVATION_SHARE = 0.10
 """Of the weights: one prompt's activations and key-value cache. Longer ones meet the request's own memory limit."""
+SPREAD_SLACK = 1.1
+"""How much more room than its weights a model should find on devices that it is spread over: layers stay whole, so none
+of the devices is filled to its last byte."""
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: str = "auto") -> int:
@@ -69,6 +74,31 @@ def required_bytes(checkpoint: Checkpoint, dtype: str = "auto", accelerator: str
     """What has to be free to serve this model, in bytes, weights included."""
     weights = weight_bytes(checkpoint, dtype)
     return weights + int(weights * ACTIVATION_SHARE) + PROFILES[accelerator].runtime_bytes
+
+
+def weight_room(available: int, accelerator: str) -> int:
+    """Of `available` bytes on one device, those that weights may take; the rest is for what goes with them."""
+    return max(0, int((available - PROFILES[accelerator].runtime_bytes) / (1 + ACTIVATION_SHARE)))
+
+
+def spread_over(weights: int, budgets: Mapping[str, int], accelerator: str) -> tuple[str, ...]:
+    """The devices over which a model is to be laid that none of them has room for: the fewest that will do.
+
+    Args:
+        weights: the size of its weights, in bytes.
+        budgets: device -> bytes that models may take there.
+
+    Returns:
+        Devices in the order of `budgets`, two at least; none where all together are too small.
+    """
+    chosen: list[str] = []
+    found = 0
+    for device in sorted(budgets, key=lambda each: -budgets[each]):
+        chosen.append(device)
+        found += weight_room(budgets[device], accelerator)
+        if len(chosen) > 1 and found >= weights * SPREAD_SLACK:
+            break
+    return tuple(device for device in budgets if device in chosen) if len(chosen) > 1 and found >= weights else ()
 
 
 def fits(checkpoint: Checkpoint, available: int, dtype: str = "auto", accelerator: str = "cpu") -> bool:

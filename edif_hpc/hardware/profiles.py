@@ -92,3 +92,8 @@ class Machine:
     def model_memory_bytes(self) -> int:
         """The most that one model can have without being split: the largest device, or the host's memory on CPU."""
         return max((device.memory_bytes for device in self.devices), default=self.host_memory_bytes)
+
+    @property
+    def spread_memory_bytes(self) -> int:
+        """The same for a model that is spread over all devices; workers do so at isolation `none`."""
+        return sum(device.memory_bytes for device in self.devices) or self.host_memory_bytes

@@ -29,7 +29,9 @@ class HostSpec:
         isolation: the level to run requests at. The host reports the level that it reached.
         required: the weakest level that is acceptable; a host that cannot reach it refuses to start.
         dtype: a torch dtype name or "auto" for the checkpoint's own.
-        device: "cpu" or a torch device such as "cuda:0".
+        device: "cpu" or a torch device such as "cuda:0"; of a model that is spread, the one where inputs arrive.
+        spread: for a model that is too large for one device, all of its devices and the bytes of weights that each may
+            hold; else empty. Only at level `none`.
         threads: torch threads a request may use.
         spares: executors forked ahead of need.
         concurrency: requests that run at a time, others wait in line; 0 for no limit. At level `none` it is always one.
@@ -44,11 +46,17 @@ class HostSpec:
     required: Isolation = Isolation.NONE
     dtype: str = "auto"
     device: str = "cpu"
+    spread: dict[str, int] = field(default_factory=dict)
     threads: int = 1
     spares: int = 2
     concurrency: int = 0
     adapters: dict[str, str] = field(default_factory=dict)
     nice: int = 0
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Every device that holds a part of the model."""
+        return tuple(self.spread) or (self.device,)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def _serve_here(spec: HostSpec, agent: Channel) -> None:
     from edif_hpc.worker.warmup import warm_up
 
     _tell(agent, "loading the weights")
-    runner = Runner(models.load(spec, weights=True), spec.device, spec.adapters, spec.threads)
+    runner = Runner(models.load(spec, weights=True), spec.devices, spec.adapters, spec.threads)
     runner.prepare()
     trouble = warm_up(runner)
     if trouble:
@@ -124,6 +124,8 @@ class _Address:
 
 
 def _serve_through_zygote(spec: HostSpec, agent: Channel) -> None:
+    if spec.spread:
+        raise HostError("A model that is spread over devices is served at isolation none alone.")
     ours, theirs = Channel.pair()
     zygote = _start_zygote(spec, theirs)
     agents_end, zygotes_end = Channel.pair()

@@ -37,7 +37,7 @@ from .agent import Agent
 from .environment import environment
 from .handover import Chain
 from .process import held
-from .residents import Residents
+from .residents import Residents, model_memory
 from .sandbox.kernel import protect_process
 
 HOST_SHARE = 0.75
@@ -133,7 +133,7 @@ async def _serve(
     record = WorkerRecord(
         worker_id=worker_id, version=__version__, host=socket.gethostname(), pid=os.getpid(), started=time.time(),
         pool=pool, isolation=isolation, device=next(iter(devices)), deadline=deadline,
-        memory_budget=sum(devices.values()),
+        memory_budget=sum(devices.values()), model_memory=model_memory(devices, isolation),
     )  # fmt: skip
     accelerator = "cpu" if "cpu" in devices else machine.profile.name
     with scratch(Path(tempfile.gettempdir()), SCRATCH, f"{worker_id}-") as folder:

@@ -25,12 +25,17 @@ def load(spec: HostSpec, *, weights: bool) -> Any:
     from nnsight.modeling.transformers import TransformersModel
 
     options: dict[str, Any] = {"dispatch": weights, "dtype": _dtype(spec.dtype)}
-    if weights and spec.device != "cpu":
+    shape = load(spec, weights=False)._module if weights and spec.spread else None
+    if shape is not None:
+        options["device_map"] = _device_map(shape, spec)
+    elif weights and spec.device != "cpu":
         options["device"] = spec.device
     try:
         model = TransformersModel.from_model_key(spec.model_key, **options)
     except torch.OutOfMemoryError as error:
-        raise HostError(f"{key.repo_id} does not fit into the memory of {spec.device}: {first_line(error)}") from error
+        raise HostError(
+            f"{key.repo_id} does not fit into the memory of {', '.join(spec.devices)}: {first_line(error)}"
+        ) from error
     except MemoryError as error:
         raise HostError(f"{key.repo_id} does not fit into this machine's memory.") from error
     except OSError as error:
@@ -40,9 +45,24 @@ def load(spec: HostSpec, *, weights: bool) -> Any:
         ) from error
     except Exception as error:  # whatever transformers raises about a checkpoint becomes a sentence
         raise HostError(f"{key.repo_id} could not be loaded: {type(error).__name__}: {first_line(error)}") from error
+    if shape is not None:
+        _check_ties(shape, model._module)
     model._module.requires_grad_(False)  # gradients towards activations are 2.3 x faster without those of the weights
     model._module.eval()
     return model
+
+
+def _device_map(shape: Any, spec: HostSpec) -> dict[str, str]:
+    """Which module goes to which device, decided on the model's shape alone."""
+    from edif_hpc.worker.placement import place  # accelerate's import takes a while, and few models are spread
+
+    return place(shape, spec.spread, ModelKey.parse(spec.model_key).repo_id)
+
+
+def _check_ties(shape: Any, loaded: Any) -> None:
+    from edif_hpc.worker.placement import check_ties
+
+    check_ties(shape, loaded)
 
 
 def settle() -> None:

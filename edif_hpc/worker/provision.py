@@ -12,7 +12,7 @@ from edif_hpc.core.errors import EdifError, HostDied, ModelError
 from edif_hpc.core.queue import Queue
 from edif_hpc.core.wire import ModelKey, Status
 
-from .residents import Resident, Residents
+from .residents import Resident, Residents, Shares
 from .steady import AWAY
 
 logger = log.get("worker")
@@ -118,15 +118,15 @@ class Provision:
         key = ModelKey.parse(text)
         try:
             waited_for = await self.queue.waiting()
-            device = self.residents.room_for(key, waited_for)
-            if device is None:
+            room = self.residents.room_for(key, waited_for)
+            if room is None:
                 await self._tell_waiting(text, self.residents.why_no_room(key))
                 if await self.residents.evict_retired():
-                    device = self.residents.room_for(key, waited_for)
-            if device is None:
+                    room = self.residents.room_for(key, waited_for)
+            if room is None:
                 return
             await self._tell_waiting(text, f"Loading {key.repo_id}.")
-            await self._load(key, device)
+            await self._load(key, room)
             self._failed_loads.pop(text, None)
         except ModelError as error:
             await self._refuse_waiting(text, str(error))
@@ -140,15 +140,15 @@ class Provision:
         self._inherited.discard(text)
         self.changed()
 
-    async def _load(self, key: ModelKey, device: str) -> None:
-        logger.info("loading model", model=key.repo_id, device=device)
+    async def _load(self, key: ModelKey, room: Shares) -> None:
+        logger.info("loading model", model=key.repo_id, device=",".join(room))
         began = time.monotonic()
 
         async def tell(sentence: str) -> None:
             with contextlib.suppress(*AWAY):  # the load goes on without Redis
                 await self._tell_waiting(str(key), sentence)
 
-        resident = await self.residents.load(key, device, lambda step: None, tell)
+        resident = await self.residents.load(key, room, lambda step: None, tell)
         if resident.host:
             resident.host.died.add_done_callback(lambda _: self.stir())
         logger.info("model ready", model=key.repo_id, seconds=round(time.monotonic() - began, 2))

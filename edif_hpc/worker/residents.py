@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from edif_hpc.core.registry import ModelRecord, ModelState
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.checkpoint import Checkpoint, describe
-from edif_hpc.hardware.memory import check_fits, required_bytes
+from edif_hpc.hardware.memory import gib, required_bytes, spread_over, weight_bytes, weight_room
 
 from .contract import HostSpec
 from .host_client import ModelHost, last_words
@@ -42,13 +42,16 @@ class Failure:
     at: float
 
 
+Shares = dict[str, int]
+"""Device -> bytes that a model takes there: one device, or several for one that is spread, which has them to itself."""
+
+
 @dataclass
 class Resident:
     """One model here. `retiring` ones take no more requests, so that they can leave."""
 
     key: ModelKey
-    device: str
-    memory_bytes: int
+    shares: Shares
     state: ModelState = "loading"
     host: ModelHost | None = None
     running: int = 0
@@ -56,6 +59,10 @@ class Resident:
     last_used: float = field(default_factory=time.monotonic)
     ready_since: float = 0.0
     load_seconds: float = 0.0
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.shares.values())
 
     @property
     def had_its_turn(self) -> bool:
@@ -116,48 +123,71 @@ class Residents:
         return [resident.record() for resident in self.models.values()] + failed
 
     def used(self, device: str) -> int:
-        return sum(resident.memory_bytes for resident in self.models.values() if resident.device == device)
+        return sum(resident.shares.get(device, 0) for resident in self.models.values())
 
-    def size(self, key: ModelKey) -> int:
-        """Memory the model will take, from its headers in the cache.
+    def choices(self, key: ModelKey) -> list[Shares]:
+        """What the model may take, from its headers in the cache: its size on any one device, or all of several.
 
         Raises:
-            ModelError: not in the cache, not allowed, or too large for every device here.
+            ModelError: not in the cache, not allowed, or too large for what is here.
         """
         check_model(self.settings.models, key)
         checkpoint: Checkpoint = describe(self.cache, key.repo_id, key.revision)
         dtype = self.settings.models.dtype.get(key.repo_id, "auto")
-        check_fits(checkpoint, max(self.devices.values()), dtype, self.accelerator)
-        return required_bytes(checkpoint, dtype, self.accelerator)
+        needed = required_bytes(checkpoint, dtype, self.accelerator)
+        if needed <= max(self.devices.values()):
+            return [{device: needed} for device, budget in self.devices.items() if needed <= budget]
+        over = spread_over(weight_bytes(checkpoint, dtype), self.devices, self.accelerator)
+        if over and self.isolation is Isolation.NONE and checkpoint.quantization is None:
+            return [{device: self.devices[device] for device in over}]
+        raise ModelError(self._too_large(checkpoint, needed, over))
 
-    def room_for(self, key: ModelKey, waited_for: Collection[str]) -> str | None:
-        """A device with room, else None after asking others to make some: the least recently used idle ones first.
+    def _too_large(self, checkpoint: Checkpoint, needed: int, over: tuple[str, ...]) -> str:
+        """Why a model that needs more than the largest device has cannot be here either, though it may fit `over`."""
+        here = " and ".join(f"{device} with {gib(budget)}" for device, budget in self.devices.items())
+        said = f"The model {checkpoint.repo_id!r} needs about {gib(needed)}, and this worker has {here}"
+        if not over:
+            return f"{said}; use a smaller model, or ask its admin for a larger worker or a smaller dtype."
+        if checkpoint.quantization is not None:
+            return f"{said}. It would fit over {len(over)}, but a quantised model stays on one; use a smaller one."
+        return (
+            f"{said}. It would fit over {len(over)}, but only workers at isolation none spread a model, and this one "
+            f"is at {self.isolation}; ask its admin for such a worker, or use a smaller model."
+        )
+
+    def room_for(self, key: ModelKey, waited_for: Collection[str]) -> Shares | None:
+        """Room on a device or several, else None after asking others to make some: the least recently used idle first.
 
         One in use (something runs, or waits for it as `waited_for` tells) is asked only when it had its turn.
         """
-        needed = self.size(key)
-        for device, budget in self.devices.items():
-            if self.used(device) + needed <= budget:
-                return device
-        if any(self._free_soon(device) >= needed for device in self.devices):
+        choices = self.choices(key)
+        for choice in choices:
+            if all(self.used(device) + size <= self.devices[device] for device, size in choice.items()):
+                return choice
+        if any(all(self._free_soon(device) >= size for device, size in choice.items()) for choice in choices):
             return None  # as soon as those that leave are gone
         in_use = {str(r.key) for r in self.ready() if r.running or str(r.key) in waited_for}
         idle = sorted((r for r in self.ready() if str(r.key) not in in_use), key=lambda r: r.last_used)
         had_turn = [r for r in self.ready() if str(r.key) in in_use and r.had_its_turn]
         in_turn = sorted(had_turn, key=lambda r: r.ready_since)
         for victims in (idle, idle + in_turn):
-            for device in self.devices:
-                if self._retire([r for r in victims if r.device == device], needed - self._free_soon(device), key):
+            for choice in choices:
+                if self._retire(victims, choice, key):
                     return None
         return None
 
-    def _retire(self, candidates: list[Resident], missing: int, wanted: ModelKey) -> bool:
-        """Ask as many of these as it takes to free the missing bytes; nobody, if all together would not do."""
+    def _retire(self, candidates: list[Resident], choice: Shares, wanted: ModelKey) -> bool:
+        """Ask as many of these as it takes to free what is missing; nobody, if all together would not do."""
         leaving: list[Resident] = []
+
+        def missing(device: str) -> int:
+            freed = sum(resident.shares.get(device, 0) for resident in leaving)
+            return choice[device] - self._free_soon(device) - freed
+
         for resident in candidates:
-            if sum(r.memory_bytes for r in leaving) < missing:
+            if any(missing(device) > 0 for device in choice.keys() & resident.shares.keys()):
                 leaving.append(resident)
-        if sum(r.memory_bytes for r in leaving) < missing:
+        if any(missing(device) > 0 for device in choice):
             return False
         for resident in leaving:
             resident.retiring = True
@@ -166,7 +196,7 @@ class Residents:
 
     def _free_soon(self, device: str) -> int:
         """What is free, or will be when those that leave are gone."""
-        staying = sum(r.memory_bytes for r in self.models.values() if r.device == device and not r.retiring)
+        staying = sum(r.shares.get(device, 0) for r in self.models.values() if not r.retiring)
         return self.devices[device] - staying
 
     def why_no_room(self, key: ModelKey) -> str:
@@ -187,7 +217,7 @@ class Residents:
         return leaving
 
     async def load(
-        self, key: ModelKey, device: str, on_progress: Callable[[str], None], tell: Tell = nobody
+        self, key: ModelKey, shares: Shares, on_progress: Callable[[str], None], tell: Tell = nobody
     ) -> Resident:
         """Make a model resident.
 
@@ -200,11 +230,11 @@ class Residents:
         """
         async with self._loading:
             began = time.monotonic()
-            resident = Resident(key, device, self.size(key))
+            resident = Resident(key, dict(shares))
             self.models[str(key)] = resident
             try:
                 cache = await self.staging.bring(key, self.models.keys(), tell)
-                resident.host = await ModelHost.start(self._spec(key, device, cache), on_progress)
+                resident.host = await ModelHost.start(self._spec(key, shares, cache), on_progress)
             except EdifError as error:
                 del self.models[str(key)]
                 self.failures[str(key)] = Failure(str(error), time.time())
@@ -216,15 +246,18 @@ class Residents:
             except BaseException:
                 self.models.pop(str(key), None)
                 raise
-            resident.memory_bytes = max(resident.memory_bytes, resident.host.memory_bytes)
+            if len(shares) == 1:
+                (device,) = shares
+                resident.shares[device] = max(shares[device], resident.host.memory_bytes)
             resident.state = "ready"
             resident.last_used = resident.ready_since = time.monotonic()
             resident.load_seconds = resident.ready_since - began
             self.failures.pop(str(key), None)
             return resident
 
-    def _spec(self, key: ModelKey, device: str, cache: Path) -> HostSpec:
+    def _spec(self, key: ModelKey, shares: Shares, cache: Path) -> HostSpec:
         worker, models = self.settings.worker, self.settings.models
+        rooms = {device: weight_room(size, self.accelerator) for device, size in shares.items()}
         return HostSpec(
             model_key=str(key),
             cache=cache,
@@ -232,7 +265,8 @@ class Residents:
             isolation=self.isolation,
             required=worker.required_isolation,
             dtype=models.dtype.get(key.repo_id, "auto"),
-            device=device,
+            device=next(iter(shares)),
+            spread=rooms if len(rooms) > 1 else {},
             threads=worker.threads or default_threads(worker.concurrency),
             spares=worker.spares,
             concurrency=worker.concurrency,
@@ -247,6 +281,11 @@ class Residents:
         hosts = [resident.host for resident in self.models.values() if resident.host]
         self.models.clear()
         await asyncio.gather(*(host.close() for host in hosts))
+
+
+def model_memory(devices: Mapping[str, int], isolation: Isolation) -> int:
+    """The most bytes that one model may have on a worker with these devices: the sum where models are spread."""
+    return sum(devices.values()) if isolation is Isolation.NONE else max(devices.values())
 
 
 def default_threads(concurrency: int) -> int:

@@ -31,13 +31,14 @@ class Runner:
 
     Args:
         model: an nnsight model with weights.
-        device: where it lives.
+        devices: where it lives; inputs arrive on the first.
         adapters: PEFT adapter ids that may be named in a request's `env`, with the directory each lives in.
     """
 
-    def __init__(self, model: Any, device: str, adapters: dict[str, str], threads: int = 1) -> None:
+    def __init__(self, model: Any, devices: tuple[str, ...], adapters: dict[str, str], threads: int = 1) -> None:
         self.model = model
-        self.device = torch.device(device)
+        self._devices = tuple(torch.device(device) for device in devices)
+        self.device = self._devices[0]
         self._adapters = adapters
         self._threads = threads
         self._attention = model.attn_implementation
@@ -49,7 +50,7 @@ class Runner:
 
     def run(self, spec: RunSpec, payload_fd: int, result_fd: int, log: Callable[[str], None]) -> Finished:
         """Run one request; its result, if any, lies in `result_fd`. Everything the block does wrong is an answer."""
-        meter = Meter(self.device)
+        meter = Meter(self._devices)
         printed = LineWriter(log, spec.limits.log_lines, spec.limits.log_line_bytes)
         with _restored_caches(), contextlib.redirect_stdout(printed):
             try:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edif_hpc.core.pools import Pool
+from edif_hpc.core.registry import WorkerRecord
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.gateway.door import MEMORY_SHARE, Door
@@ -38,6 +39,24 @@ def test_a_pool_of_cpus_has_the_memory_it_asks_for() -> None:
 
 def test_a_pool_whose_memory_only_its_workers_know_refuses_nobody_early() -> None:
     assert largest(Pool(name="gpu", accelerator="cuda", gpus=1), Pool(name="cpu", memory="8G")) == sys.maxsize
+
+
+def test_where_models_are_spread_only_a_worker_knows_over_how_much() -> None:
+    limits = {"isolation": "none", "memory_bytes": 2**30}
+    pool = Pool(name="gpu", accelerator="cuda", gpus=4)
+    for worker, expected in ((limits, sys.maxsize), ({**limits, "isolation": "locked"}, 2**30)):
+        door = Door(Settings(pool=[pool], worker=worker), Path("/nowhere"), NobodyYet())  # type: ignore[arg-type]  # see above
+        assert asyncio.run(door._largest()) == expected
+
+
+def test_a_worker_tells_what_one_model_may_have_there() -> None:
+    class Observed(NobodyYet):
+        async def workers(self) -> list[Any]:
+            spread = {"memory_budget": 2**60, "model_memory": 2**60 - 1}
+            return [WorkerRecord(worker_id="one", version="", host="", pid=1, started=0.0, **spread)]
+
+    door = Door(Settings(), Path("/nowhere"), Observed())  # type: ignore[arg-type]  # all that is asked of it here
+    assert asyncio.run(door._largest()) == 2**60 - 1
 
 
 def test_without_pools_this_machine_is_the_measure() -> None:

@@ -8,7 +8,17 @@ import pytest
 
 from edif_hpc.core.errors import ModelError, SettingsError
 from edif_hpc.hardware.checkpoint import Checkpoint
-from edif_hpc.hardware.memory import GIB, MIB, check_fits, fits, gib, required_bytes, weight_bytes
+from edif_hpc.hardware.memory import (
+    GIB,
+    MIB,
+    check_fits,
+    fits,
+    gib,
+    required_bytes,
+    spread_over,
+    weight_bytes,
+    weight_room,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -66,3 +76,27 @@ def test_what_cannot_fit_is_told_with_both_figures() -> None:
 
 def test_sizes_read_well() -> None:
     assert (gib(0), gib(300 * MIB), gib(GIB), gib(int(79.64 * GIB))) == ("0.00 GiB", "0.29 GiB", "1.0 GiB", "79.6 GiB")
+
+
+@pytest.mark.parametrize(
+    ("weights", "sizes", "chosen"),
+    [
+        (40, [80, 80, 80], ["a", "b"]),  # two at least: on one it would not be spread
+        (140, [80, 80, 80], ["a", "b", "c"]),  # two have 142 for it, which leaves no slack where there is a third
+        (140, [80, 80], ["a", "b"]),
+        (100, [40, 80, 80], ["b", "c"]),
+        (150, [80, 80], []),
+        (40, [80], []),
+    ],
+)
+def test_the_fewest_devices_over_which_a_model_can_be_laid(weights: int, sizes: list[int], chosen: list[str]) -> None:
+    budgets = {name: size * GIB for name, size in zip("abc", sizes, strict=False)}
+    assert spread_over(weights * GIB, budgets, "cuda") == tuple(chosen)
+
+
+def test_a_device_has_room_for_less_than_it_holds() -> None:
+    assert required_bytes(checkpoint({"BF16": 10**9}), accelerator="cuda") == pytest.approx(
+        2 * 10**9 * 1.1 + 1536 * MIB, abs=1
+    )
+    assert weight_room(int(2 * 10**9 * 1.1) + 1536 * MIB, "cuda") == pytest.approx(2 * 10**9, abs=1)
+    assert weight_room(GIB, "cuda") == 0
