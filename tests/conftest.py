@@ -1,6 +1,19 @@
-"""What every test process needs before the first test: its share of the tests."""
+"""What every test process needs before the first test: its share of the tests, and the device they run on."""
+
+import os
 
 import pytest
+
+from tests.support import device
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default=device.CPU,
+        choices=(device.CPU, "cuda"),
+        help="where models run, as worker.device has it; ROCm answers to cuda",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -13,3 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): tests that share a service")  # also without xdist
+    chosen = config.getoption("--device")
+    if trouble := device.trouble(chosen):
+        raise pytest.UsageError(trouble)
+    os.environ[device.VARIABLE] = chosen

@@ -18,7 +18,7 @@ from edif_hpc.worker.sandbox.kernel import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPAB
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
-PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "ROCR_", "HIP_", "HSA_", "GPU_DEVICE_", "MIOPEN_", "NCCL_")
+PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "ROCR_", "HIP_", "HSA_", "GPU_DEVICE_", "MIOPEN_", "NCCL_", "FI_")
 PAGE = resource.getpagesize()
 
 

@@ -175,9 +175,9 @@ def probe_trained_in_a_session(model: Any, name: str, how: How) -> dict[str, Any
             with model.trace(text):
                 rows.append(hidden(blocks[2])[0, -1].detach().clone())
         features = torch.stack(rows)
-        labels = torch.tensor([1.0, 1.0, 0.0, 0.0])
+        labels = torch.tensor([1.0, 1.0, 0.0, 0.0], device=features.device)
         torch.manual_seed(0)
-        weights = torch.zeros(features.shape[1], requires_grad=True)
+        weights = torch.zeros(features.shape[1], requires_grad=True, device=features.device)
         optimizer = torch.optim.SGD([weights], lr=0.01)
         for _ in range(20):
             optimizer.zero_grad()

@@ -1,7 +1,8 @@
 """The same program gives the same numbers locally and remotely, at every isolation level, for every architecture.
 
-Arithmetic is the same on both sides (one thread, float32, the same kernels), so equality is exact. Every case asserts
-the level that it really ran at: the service tells it in its own record of the request.
+Arithmetic is the same on both sides (one thread, float32, the same kernels), so equality is exact; on a GPU it is as
+near as `tests.support.device` says. Every case asserts the level that it really ran at: the service tells it in its
+own record of the request.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import pytest
 import torch
 
 from edif_hpc.core.isolation import Isolation
-from tests.support import models
+from tests.support import device, models
 from tests.support.stack import Stack, client_of, running
 
 from . import programs
+
+pytestmark = pytest.mark.gpu
 
 CAUSAL = ("gpt2", "llama", "qwen3", "gemma3", "mixtral")
 OTHERS = ("t5", "qwen2.5-vl")
@@ -65,7 +68,7 @@ def expected(local: dict[tuple[str, str], dict[str, Any]], name: str, program: p
         if (name, program.__name__) in local:
             break
         if (name, "model") not in local:
-            model = TransformersModel(models.repo_id(name), task=models.task(name), dispatch=True)
+            model = TransformersModel(models.repo_id(name), task=models.task(name), dispatch=True, **device.local())
             # As the service does. While T5's position bias asks for a gradient, torch picks another attention kernel.
             model._module.requires_grad_(False)
             local[name, "model"] = model
@@ -77,8 +80,8 @@ def assert_same(ours: Any, theirs: Any, where: str) -> None:
     assert type(ours) is type(theirs), where
     if isinstance(ours, torch.Tensor):
         assert ours.dtype == theirs.dtype, where
-        assert torch.equal(ours.detach(), theirs.detach()), (
-            f"{where}: differs by up to {(ours.float() - theirs.float()).abs().max()}"
+        assert device.equal(ours, theirs), (
+            f"{where}: differs by up to {(ours.float().cpu() - theirs.float().cpu()).abs().max()}"
         )
     elif isinstance(ours, list | tuple):
         assert len(ours) == len(theirs), where

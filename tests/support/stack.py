@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import device
 from .servers import free_port
 
 EDIF_HPC = Path(sys.executable).parent / "edif-hpc"
@@ -54,7 +55,14 @@ class Stack:
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
-        return {**kept, "HOME": str(self.home), "USER": "ordinary", "PYTHONWARNINGS": "default", **extra}
+        return {
+            **kept,
+            **device.environment(),
+            "HOME": str(self.home),
+            "USER": "ordinary",
+            "PYTHONWARNINGS": "default",
+            **extra,
+        }
 
     def cli(self, *arguments: str, check: bool = True, timeout: float = UP_SECONDS) -> subprocess.CompletedProcess[str]:
         """Run one `edif-hpc` command on this home, as the service's user."""
@@ -89,10 +97,13 @@ def prepared(home: Path, cache: Path, settings: str = "", *, as_ordinary_user: b
 
     `settings` is TOML; what comes before its first section belongs to `[models]`.
     """
-    uid = ordinary_uid() if as_ordinary_user else None
+    # On AMD /dev/kfd is open to a group that this uid is not in.
+    uid = ordinary_uid() if as_ordinary_user and device.on_cpu() else None
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     port = free_port()
-    (home / "edif-hpc.toml").write_text(f'[gateway]\nport = {port}\n[models]\ncache = "{cache}"\n{settings}')
+    (home / "edif-hpc.toml").write_text(
+        f'[gateway]\nport = {port}\n[models]\ncache = "{cache}"\n{device.settings(settings)}'
+    )
     if uid is not None:
         for path in (home, *home.rglob("*")):
             os.chown(path, uid, uid)

@@ -14,7 +14,7 @@ import pytest
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.worker import sandbox
 from edif_hpc.worker.contract import HostSpec
-from tests.support import models
+from tests.support import device, models
 from tests.worker.service import Caught, Service, exists, scratch
 
 ADAPTER = "edif-test/gpt2-lora"
@@ -42,7 +42,7 @@ def model(hub: Path) -> Any:
     from nnsight import TransformersModel
 
     torch.set_num_threads(1)
-    return TransformersModel(models.repo_id("gpt2"), task="text-generation")
+    return TransformersModel(models.repo_id("gpt2"), task="text-generation", **device.local())
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def caught() -> Caught:
 
 
 def spec_of(model: Any, hub: Path, adapter: Path, level: Isolation, **more: Any) -> HostSpec:
-    options = {"isolation": level, "required": level, "adapters": {ADAPTER: str(adapter)}}
+    options = {"isolation": level, "required": level, "adapters": {ADAPTER: str(adapter)}, "device": device.first()}
     return HostSpec(model.to_model_key(), hub, scratch(), **(options | more))
 
 

@@ -107,6 +107,7 @@ def test_progress_is_told(loop: asyncio.AbstractEventLoop, spec: HostSpec, start
     assert all_gone(started)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("victim", ["host", "zygote"])
 def test_a_host_that_dies_tells_and_loses_its_runs(
     loop: asyncio.AbstractEventLoop, spec: HostSpec, started: Started, model: Any, caught: Caught, victim: str
@@ -134,6 +135,7 @@ def test_a_host_that_dies_tells_and_loses_its_runs(
     assert all_gone(started)
 
 
+@pytest.mark.gpu
 def test_a_spare_that_is_killed_is_replaced(isolated: Service, model: Any) -> None:
     for _ in range(3):
         for name, pid in isolated.host.pids().items():
@@ -147,6 +149,7 @@ def test_a_spare_that_is_killed_is_replaced(isolated: Service, model: Any) -> No
     assert isolated.host.alive
 
 
+@pytest.mark.gpu
 def test_no_descriptor_is_lost(service: Service, model: Any, caught: Caught) -> None:
     with model.trace(PROMPT, backend=caught):
         raise ValueError("x")

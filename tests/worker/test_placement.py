@@ -27,8 +27,11 @@ from edif_hpc.worker import model as models
 from edif_hpc.worker import placement
 from edif_hpc.worker.host_client import ModelHost
 from edif_hpc.worker.placement import bytes_by_device, check_ties, device_of, place, split_ties
+from tests.support import device
 from tests.support.models import repo_id
 from tests.worker.conftest import spec_of
+
+pytestmark = pytest.mark.gpu
 
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -177,7 +180,7 @@ def spread(whole: Any, hub: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def whole(model: Any, hub: Path, adapter: Path) -> Any:
-    return models.load(spec_of(model, hub, adapter, Isolation.NONE), weights=True)
+    return models.load(spec_of(model, hub, adapter, Isolation.NONE, device="cpu"), weights=True)
 
 
 def test_a_spread_model_is_moved_by_hooks_and_its_ties_hold(spread: Any, whole: Any) -> None:
@@ -234,7 +237,7 @@ def test_a_model_is_loaded_by_its_map(
         return maps[-1]
 
     monkeypatch.setattr(placement, "place", placed)
-    spec = spec_of(model, hub, adapter, Isolation.NONE, spread={"cpu": 10**9, "cpu:0": 0})
+    spec = spec_of(model, hub, adapter, Isolation.NONE, device="cpu", spread={"cpu": 10**9, "cpu:0": 0})
     loaded = models.load(spec, weights=True)
     (found,) = maps
     assert set(found.values()) == {"cpu"}
@@ -258,3 +261,16 @@ def test_where_executors_share_the_weights_nothing_is_spread(
     )
     with pytest.raises(HostError, match="served at isolation none alone"):
         asyncio.run(ModelHost.start(spec, lambda step: None))
+
+
+@pytest.mark.skipif(
+    device.on_cpu() or torch.cuda.device_count() < 2, reason="needs two GPUs and --device cuda; never run so far"
+)
+@pytest.mark.parametrize("program", [logits, gradient, generated, inside], ids=lambda program: program.__name__)
+def test_over_two_gpus_the_numbers_are_those_of_the_cpu(
+    program: Callable[[Any], torch.Tensor], model: Any, hub: Path, adapter: Path, whole: Any
+) -> None:
+    room = dict.fromkeys(("cuda:0", "cuda:1"), weights(whole._module) * 3 // 4)
+    loaded = models.load(spec_of(model, hub, adapter, Isolation.NONE, spread=room), weights=True)
+    assert {str(tensor.device) for tensor in loaded._module.parameters()} == set(room)
+    assert device.equal(program(loaded), program(whole))

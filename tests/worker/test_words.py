@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from edif_hpc.core.isolation import Isolation
+from edif_hpc.hardware.interconnect import FABRICS
 from edif_hpc.worker import ends, messages
 from edif_hpc.worker.channel import ChannelError, decode, encode
 from edif_hpc.worker.contract import HostSpec, Limits, RunSpec, Verdict
+from edif_hpc.worker.process import clean_environment
 
 pytestmark = pytest.mark.fast
 LIMITS = Limits(result_bytes=1000, log_line_bytes=10)
@@ -19,8 +21,19 @@ LIMITS = Limits(result_bytes=1000, log_line_bytes=10)
 def test_specs_survive_the_way() -> None:
     host = HostSpec("k:{}", Path("/c"), Path("/s"), Isolation.PROCESS, Isolation.NONE, adapters={"a": "/b"})
     assert messages.host_spec(decode(encode(messages.host_spec_message(host)))) == host
+    spread = HostSpec("k:{}", Path("/c"), Path("/s"), device="cuda:0", spread={"cuda:0": 2**40, "cuda:1": 1})
+    assert messages.host_spec(decode(encode(messages.host_spec_message(spread)))) == spread
     run = RunSpec("r:1", True, {"attn_implementation": None}, LIMITS)
     assert messages.run_spec(decode(encode(messages.run_message(run)))) == run
+
+
+def test_what_nccl_is_told_reaches_the_model_host_and_no_secret_does() -> None:
+    told = {name: value for variables in FABRICS.values() for name, value in variables.items()}
+    given = {**told, "CUDA_VISIBLE_DEVICES": "0", "AWS_SECRET_ACCESS_KEY": "secret", "HF_TOKEN": "secret"}
+    found = clean_environment(HostSpec("k:{}", Path("/c"), Path("/s")), given)
+    assert told.items() <= found.items()
+    assert found["CUDA_VISIBLE_DEVICES"] == "0"
+    assert "secret" not in found.values()
 
 
 def test_an_honest_end_survives_the_way() -> None:
