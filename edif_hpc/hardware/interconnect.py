@@ -3,7 +3,7 @@
 Both libraries find most of it by themselves, and a variable too many makes them hang, so each one here has its source
 beside it. Left out on purpose:
 
-- NCCL_NET_GDR_LEVEL: PHB and SYS made jobs hang on LUMI, and without it the bandwidth was the same
+- NCCL_NET_GDR_LEVEL: PHB and SYS made jobs hang on LUMI, and performance was good without it
   (github.com/lumi-ai-factory/laifs-container-recipes/issues/30, also /issues/28).
 - NCCL_NET="AWS Libfabric": it makes NCCL fail where the plugin is not in the image (docs.cscs.ch, "NCCL"), and ours
   have none; whoever binds aws-ofi-nccl or aws-ofi-rccl into the container needs nothing more for it to be found.
@@ -22,9 +22,9 @@ HSN = "hsn0,hsn1,hsn2,hsn3"
 """The four Slingshot cards of a LUMI-G node: github.com/Lumi-supercomputer/lumi-userguide,
 docs/software/packages/pytorch.md, and LUMI-AI-Guide, 5-multi-gpu-and-node/run_ddp_torchrun.sh."""
 
-# RCCL reads NCCL's variables by the same names: rocm.docs.amd.com, "RCCL environment variables".
+# RCCL reads NCCL's variables by the same names: rocm.docs.amd.com/projects/rccl.
 _SOCKETS = {
-    # "Set to 1 to disable the IB/RoCE transport": NCCL user guide, "Environment Variables".
+    # 1: no InfiniBand or RoCE, IP sockets instead. NCCL user guide, "Environment Variables".
     "NCCL_IB_DISABLE": "1",
 }
 
@@ -51,7 +51,7 @@ FABRICS = MappingProxyType(
         },
         ("slingshot", "rocm"): {
             "NCCL_SOCKET_IFNAME": HSN,
-            # "To prevent container hangs": github.com/Lumi-supercomputer/LUMI-AI-Guide/pull/118.
+            # Against hangs in containers: github.com/Lumi-supercomputer/LUMI-AI-Guide/pull/118.
             "FI_MR_CACHE_MONITOR": "userfaultfd",
         },
     }
