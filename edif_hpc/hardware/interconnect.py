@@ -6,7 +6,8 @@ beside it. Left out on purpose:
 - NCCL_NET_GDR_LEVEL: PHB and SYS made jobs hang on LUMI, and performance was good without it
   (github.com/lumi-ai-factory/laifs-container-recipes/issues/30, also /issues/28).
 - NCCL_NET="AWS Libfabric": it makes NCCL fail where the plugin is not in the image (docs.cscs.ch, "NCCL"), and ours
-  have none; whoever binds aws-ofi-nccl or aws-ofi-rccl into the container needs nothing more for it to be found.
+  have none. Whoever binds aws-ofi-nccl or aws-ofi-rccl in, binds it to where the image's loader looks: LD_LIBRARY_PATH
+  does not go into the container.
 - What NVIDIA's guide calls debugging parameters: "should not be used in production".
 
 None of this was run on any of these fabrics.
