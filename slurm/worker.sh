@@ -145,7 +145,7 @@ if [ -n "$CONFIG" ]; then worker+=(--config "$CONFIG"); fi
 
 # shellcheck disable=SC2317  # the traps call it
 pass_on() {
-    told=$1
+    told=1
     if [ -n "$child" ]; then kill "-$1" "$child" 2> /dev/null; fi
 }
 trap 'pass_on USR2' USR2
@@ -156,7 +156,6 @@ busy() { [ -n "$1" ] && kill -0 "$1" 2> /dev/null; }
 watch_over() {  # until the worker has ended: errands one after the other, in the background, so that signals pass meanwhile
     local verb number
     while busy "$child"; do
-        if [ "$told" = TERM ]; then kill -TERM "$child" 2> /dev/null; fi  # one that was just starting did not hear
         if busy "$errand"; then
             sleep 0.5
         elif read -r -t 1 verb number <&3 && [[ "$verb" = successor || "$verb" = recall ]]; then
@@ -169,10 +168,7 @@ watch_over() {  # until the worker has ended: errands one after the other, in th
 say "generation $generation of $lineage on $(hostname), until $(date -d "@$deadline")"
 say "the worker's words: $EDIF_HOME/logs/$id.log"
 for pause in 1 5 15 0; do
-    (   # Slurm may signal every process here, and so the one that mounts the image; the worker alone hears it again.
-        trap '' INT TERM USR1 USR2
-        exec apptainer exec "${options[@]}" "$IMAGE" "${worker[@]}" 3>&- 4>&- < /dev/null >> "$EDIF_HOME/logs/$id.log" 2>&1
-    ) &
+    apptainer exec "${options[@]}" "$IMAGE" "${worker[@]}" 3>&- 4>&- < /dev/null >> "$EDIF_HOME/logs/$id.log" 2>&1 &
     child=$!
     watch_over
     wait "$child"

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from tests.support.slurm import NODES, Cluster, processes
 
-from .files import write_files
+from .files import FREEZER, write_files
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "edif-hpc-cluster-"
@@ -230,6 +230,11 @@ def sweep() -> None:
         remove_link(link)
     for folder in folders():
         shutil.rmtree(folder, ignore_errors=True)
+    for cgroup in cgroups():
+        cgroup.rmdir()
+    for cgroup in FREEZER.glob("slurm*"):
+        with suppress(OSError):  # a Slurm of the machine's own may have jobs
+            cgroup.rmdir()
     if own_user() is not None:
         command("userdel", USER)
 
@@ -240,6 +245,7 @@ def remains() -> list[str]:
     found += [f"network link {link}" for _, link in socket.if_nameindex() if link in (*LINKS, BRIDGE)]
     found += [f"folder {folder}" for folder in folders()]
     found += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if PREFIX in line]
+    found += [f"cgroup {cgroup}" for cgroup in cgroups()]
     if own_user() is not None:
         found.append(f"user {USER}")
     return found
@@ -265,6 +271,13 @@ def own_user() -> pwd.struct_passwd | None:
 
 def folders() -> list[Path]:
     return [path for path in Path("/tmp").glob(f"{PREFIX}*") if path.lstat().st_uid == 0 and not path.is_symlink()]
+
+
+def cgroups() -> list[Path]:
+    """Those that Slurm made for the user's jobs, inner ones first: without processes once `own_processes` is empty."""
+    user = own_user()
+    tops = FREEZER.glob(f"slurm*/uid_{user.pw_uid}") if user else ()
+    return [Path(path) for top in tops for path, _, _ in os.walk(top, topdown=False)]
 
 
 def remove_link(name: str) -> None:

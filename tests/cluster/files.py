@@ -24,7 +24,7 @@ SlurmUser=root
 AuthType=auth/munge
 # Slurm keeps an ended job's credential for so long, and launches nothing for a requeued one before.
 AuthInfo=socket={folder}/munge/socket,cred_expire=20
-ProctrackType=proctrack/linuxproc
+ProctrackType={proctrack}
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
@@ -60,6 +60,13 @@ PartitionName=scavenge Nodes=node[1-2] MaxTime=120 DefaultTime=5 PriorityTier=1 
 PartitionName=members Nodes=node1 AllowGroups=root MaxTime=30 DefaultTime=5 PriorityTier=10 PreemptMode=OFF
 """
 
+FREEZER = Path("/sys/fs/cgroup/freezer")
+CGROUP_CONF = f"""\
+CgroupPlugin=cgroup/v1
+CgroupMountpoint={FREEZER.parent}
+CgroupAutomount=no
+"""
+
 NODE_SCRIPT = """\
 # The first process of a node: takes in orphans, and the node is off when it ends.
 set -eu
@@ -73,6 +80,15 @@ ip link set eth0 up
 slurmd -D -N "$name" -f "$folder/slurm.conf" &
 wait "$!"
 """
+
+
+def proctrack() -> str:
+    """How processes of a step are told from others: as clusters do it, where this machine has what that takes.
+
+    It decides whom a signal reaches: by cgroup those alone that Slurm started, else all that they started, and so what
+    mounts their images; without its mount whoever runs from an image dies of bus errors.
+    """
+    return "proctrack/cgroup" if FREEZER.is_dir() else "proctrack/linuxproc"
 
 
 def write_files(folder: Path, user: pwd.struct_passwd, internal: str, nodes: list[str]) -> None:
@@ -89,9 +105,10 @@ def write_files(folder: Path, user: pwd.struct_passwd, internal: str, nodes: lis
     (folder / "slurm.conf").write_text(
         SLURM_CONF.format(
             login=login, internal=internal, folder=folder, node1=nodes[0], node2=nodes[1],
-            controller_port=CONTROLLER_PORT, node_port=NODE_PORT,
+            controller_port=CONTROLLER_PORT, node_port=NODE_PORT, proctrack=proctrack(),
         )
     )  # fmt: skip
+    (folder / "cgroup.conf").write_text(CGROUP_CONF)
     lines = []
     for node in NODES:
         devices = folder / "devices" / node

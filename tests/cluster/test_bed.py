@@ -146,7 +146,9 @@ def test_a_node_that_is_switched_off_takes_its_job_with_it(cluster: Cluster) -> 
     """Slurm alone: a node that is switched off takes its job with it."""
     job_id = cluster.submit("sleep 300", "--nodelist=node1", "--no-requeue")
     cluster.wait_running(job_id)
-    assert any("sleep" in bed.text_of(pid, "cmdline") for pid in cluster.pids_on("node1"))
+    cluster.wait(
+        lambda: any("sleep" in bed.text_of(pid, "cmdline") for pid in cluster.pids_on("node1")), what="a sleep"
+    )
     cluster.stop("node1")
     cluster.wait(lambda: cluster.job(job_id) is None, NODE_LOST_SECONDS, "Slurm noticing")
     assert cluster.details(job_id)["JobState"] == "NODE_FAIL"

@@ -26,9 +26,6 @@ CACHES = {
 }
 """A folder of its own for each allocation: MIOpen's sqlite files break when two nodes share them."""
 INNER_TMP = "/tmp"  # noqa: S108 - inside the container, where it is the allocation's own folder
-SHIELD = ("sh", "-c", "trap '' INT TERM USR1 USR2; exec \"$@\"", "sh")
-"""Slurm signals every process of a step, and so the one that mounts the image: when that ends, what runs from it dies
-of bus errors (apptainer#3197). An ignored signal stays ignored in all that is started; the worker alone hears again."""
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 
@@ -49,7 +46,7 @@ def command(order: Order, scratch: Path, deadline: float, environment: Mapping[s
     if not order.pool.image:
         return [sys.executable, "-P", "-m", "edif_hpc.cli", *arguments]
     return [
-        *SHIELD, "apptainer", "exec", "--containall", "--cleanenv", "--no-eval", "--pwd", "/",
+        "apptainer", "exec", "--containall", "--cleanenv", "--no-eval", "--pwd", "/",
         *PROFILES[order.pool.accelerator].apptainer,
         *(part for bind in binds(order, scratch) for part in ("--bind", bind)),
         *(f"--env={name}={value}" for name, value in sorted(inner_environment(order, scratch, environment).items())),

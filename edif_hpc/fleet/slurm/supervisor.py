@@ -8,7 +8,6 @@ end, so the report is kept up to date.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -38,8 +37,6 @@ STEADY_SECONDS = 300.0
 """A worker that lived this long is forgiven its earlier crashes."""
 END_SECONDS = 45.0
 """How long a worker that was told to end may take."""
-REPEAT_SECONDS = 1.0
-"""A worker that is just starting does not hear yet: what it was told is said again until it has ended."""
 POLL_SECONDS = 0.2
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 NOTHING_LEFT_SECONDS = 30.0
@@ -139,20 +136,21 @@ class Supervisor:
 
     def _run_worker(self, folder: Path, line: Line) -> int:
         """Start the worker, pass signals on, and return its status; negative: the signal that killed it."""
-        bare = not self.order.pool.image
-        if not bare and not shutil.which("apptainer"):
-            self.report.cause = f"There is no apptainer on {self.report.host}: does the pool's setup load its module?"
-            self._can_start = False
-            return 1
         command = container.command(self.order, folder, self.deadline, os.environ)
         logger.info("starting the worker", command=command, deadline=self.deadline)
+        bare = not self.order.pool.image
         environment = container.bare_environment(self.order, folder, os.environ) if bare else None
         worker = self.order.name.worker
         with (self.home.logs / f"{worker}.log").open("ab") as words:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, env=environment, cwd="/",
-                start_new_session=True,
-            )  # fmt: skip
+            try:
+                child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, env=environment, cwd="/",
+                    start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                self.report.cause = f"{command[0]} could not be started on {self.report.host}: {error.strerror}"
+                self._can_start = False
+                return 1
             status = self._see_through(child, line)
         if status < 0:
             self.report.cause = f"killed by signal {-status}"
@@ -161,19 +159,17 @@ class Supervisor:
         return status
 
     def _see_through(self, child: subprocess.Popen[bytes], line: Line) -> int:
-        kill_at = again_at = float("inf")
-        last: list[signal.Signals] = []
+        kill_at = float("inf")
         while True:
             try:
                 return child.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 pass
             self.errands.poll(line)
-            now, due = time.time(), self._due_signals()
-            for number in due or (last if now > again_at else []):
+            for number in self._due_signals():
                 child.send_signal(number)
-                kill_at, again_at, last = min(kill_at, now + END_SECONDS), now + REPEAT_SECONDS, [number]
-            if now > kill_at:
+                kill_at = min(kill_at, time.time() + END_SECONDS)
+            if time.time() > kill_at:
                 child.kill()
 
     def _due_signals(self) -> list[signal.Signals]:
