@@ -89,7 +89,7 @@ def examine(home: Home) -> Iterator[Finding]:
         yield Finding("home", "failed", str(error))
         return
     yield Finding("home", "ok", str(home.root) if home.root.exists() else f"{home.root} (made by the first `up`)")
-    for check in (_binaries, _accelerator, _isolation, _network, _components, _redis, _store, _gateway, _disk):
+    for check in (_binaries, _accelerator, _isolation, _ranks, _network, _components, _redis, _store, _gateway, _disk):
         yield from _guarded(check, home, settings)
 
 
@@ -187,6 +187,26 @@ def _isolation(home: Home, settings: Settings) -> Iterator[Finding]:
         f"seccomp {'yes' if reach.seccomp else 'no'})",
         advice,
     )  # fmt: skip
+
+
+def _ranks(home: Home, settings: Settings) -> Iterator[Finding]:
+    """Which models of the cache can be split as the settings want it; silent where nothing is split."""
+    from edif_hpc.core.errors import ModelError
+    from edif_hpc.hardware.checkpoint import list_models
+    from edif_hpc.hardware.tensor_parallel import check_split
+
+    from .models import cache_of
+
+    ranks = settings.models.tensor_parallel
+    if ranks == 1:
+        return
+    yield Finding("ranks", "ok", f"every model is split over {ranks} (models.tensor_parallel)")
+    for checkpoint in list_models(cache_of(home, settings)):
+        try:
+            check_split(checkpoint, ranks)
+        except ModelError as error:
+            if not checkpoint.adapter:
+                yield Finding("ranks", "warning", str(error))
 
 
 def _network(home: Home, settings: Settings) -> Iterator[Finding]:

@@ -98,6 +98,12 @@ class ModelSettings(Section):
         pattern="^(read|prefetch|stage)$",
         description="Before loading: read (nothing more), prefetch (into the page cache), stage (a copy in $TMPDIR).",
     )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Ranks (GPUs, or processes on a CPU) that share each model; above 1: isolation none.",
+    )
 
 
 class WorkerSettings(Section):
@@ -105,7 +111,7 @@ class WorkerSettings(Section):
     required_isolation: Isolation = Field(Isolation.NONE, description="Refuse to run requests below this level.")
     memory_bytes: int = Field(0, ge=0, description="Memory for models on one worker; 0: three quarters of what it has.")
     concurrency: int = Field(1, ge=1, le=64, description="Requests one model runs at a time.")
-    threads: int = Field(0, ge=0, description="torch threads per request; 0: the cores divided by concurrency.")
+    threads: int = Field(0, ge=0, description="torch threads per request and rank; 0: cores / concurrency / ranks.")
     spares: int = Field(2, ge=0, le=16, description="Executors forked ahead of need, per model.")
     device: str = Field("auto", description="cpu, cuda or cuda:N; auto: what is found.")
     heartbeat_seconds: float = Field(3.0, gt=0, description="How often a worker says that it lives.")
@@ -226,7 +232,7 @@ def load(file: Path, overrides: dict[str, Any] | None = None, *, must_exist: boo
     for values, origin in layers:
         _merge(merged, values, origins, origin)
     try:
-        return Loaded(settings=Settings(**merged), origins=origins)
+        loaded = Loaded(settings=Settings(**merged), origins=origins)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(_named(part, merged) for part in first["loc"])
@@ -235,6 +241,27 @@ def load(file: Path, overrides: dict[str, Any] | None = None, *, must_exist: boo
         raise SettingsError(
             f"The setting {key} ({origin}) is wrong: {message.removeprefix('Value error, ')}."
         ) from None
+    if trouble := _against_ranks(loaded.settings):
+        origin = origins["models.tensor_parallel"]
+        ranks = loaded.settings.models.tensor_parallel
+        raise SettingsError(f"The setting models.tensor_parallel ({origin}) cannot be {ranks} here: {trouble}.")
+    return loaded
+
+
+def _against_ranks(settings: Settings) -> str:
+    """What other settings have against models on several ranks, if these are wanted."""
+    if settings.models.tensor_parallel == 1:
+        return ""
+    worker = settings.worker
+    levels = {"worker.isolation": worker.isolation, "worker.required_isolation": worker.required_isolation}
+    levels |= {f"pool.{pool.name}.isolation": pool.isolation for pool in settings.pool if pool.isolation}
+    for key, level in levels.items():
+        if level is not Isolation.NONE:
+            said = f"{key} is {level}" if level else f"{key} is empty, which means the strongest level"
+            return f"models on several ranks are served at isolation none only, so far, and {said}; set it to none"
+    if settings.models.adapters:
+        return "models on several ranks take no adapters, so far, and models.adapters names some; empty that list"
+    return ""
 
 
 def _unknown(place: tuple[int | str, ...]) -> str:

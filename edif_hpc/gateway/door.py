@@ -23,6 +23,7 @@ from edif_hpc.core.walltime import flush_seconds
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.checkpoint import Checkpoint, describe
 from edif_hpc.hardware.memory import check_fits
+from edif_hpc.hardware.tensor_parallel import check_split
 
 from .observed import Observed
 
@@ -55,8 +56,10 @@ class Door:
                     f"{key.repo_id!r} is a PEFT adapter, not a model; load its base {checkpoint.base!r} and name the "
                     "adapter with peft=."
                 )
+            models = self.settings.models
+            check_split(checkpoint, models.tensor_parallel)
             largest = await self._largest()
-            check_fits(checkpoint, largest, self.settings.models.dtype.get(key.repo_id, "auto"))
+            check_fits(checkpoint, largest, models.dtype.get(key.repo_id, "auto"), ranks=models.tensor_parallel)
         except ModelError as error:
             return str(error)
         return ""
@@ -97,10 +100,15 @@ class Door:
     async def _largest(self) -> int:
         """Memory of the largest worker there is or could be, in bytes."""
         settings = self.settings
-        own = settings.worker.memory_bytes or max(map(_memory, settings.pool), default=_here())
+        own = self._told() or max(map(_memory, settings.pool), default=_here())
         if settings.worker.isolation is Isolation.NONE and any(pool.accelerator != "cpu" for pool in settings.pool):
             own = sys.maxsize  # models are spread there, over as many devices as only a worker can count
         return max([own, *(each.model_memory or each.memory_budget for each in await self.observed.workers())])
+
+    def _told(self) -> int:
+        """What the settings say; where workers may have GPUs, it is for each of those that share a model."""
+        worker = self.settings.worker
+        return worker.memory_bytes * (1 if worker.device == "cpu" else self.settings.models.tensor_parallel)
 
 
 def _memory(pool: Pool) -> int:

@@ -10,12 +10,13 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edif_hpc.core.errors import ModelError
 from edif_hpc.hardware.safetensors import Shard, read_shard
+from edif_hpc.hardware.tensor_parallel import Split, split_of
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -41,6 +42,7 @@ class Checkpoint:
         custom_code: loading it runs Python from the repository (auto_map), which needs an admin's word.
         quantization: the method of a quantised checkpoint ("gptq", "mxfp4"), else None.
         base: for a PEFT adapter the model it belongs to; None for a full model.
+        split: over how many ranks it can be split.
     """
 
     repo_id: str
@@ -55,6 +57,7 @@ class Checkpoint:
     custom_code: bool = False
     quantization: str | None = None
     base: str | None = None
+    split: Split = field(default_factory=Split)
 
     @property
     def adapter(self) -> bool:
@@ -221,6 +224,7 @@ def _model(repo_id: str, commit: str, snapshot: Path) -> Checkpoint:
         model_type=_string(config.get("model_type")) or "",
         custom_code=any("auto_map" in (_json(snapshot / name, repo_id) or {}) for name in CODE_POINTERS),
         quantization=_quantization(config),
+        split=split_of(config),
     )
 
 

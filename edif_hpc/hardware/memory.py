@@ -70,10 +70,18 @@ def weight_bytes(checkpoint: Checkpoint, dtype: str = "auto") -> int:
     return -(-bits // 8)
 
 
-def required_bytes(checkpoint: Checkpoint, dtype: str = "auto", accelerator: str = "cpu") -> int:
-    """What has to be free to serve this model, in bytes, weights included."""
+def required_bytes(checkpoint: Checkpoint, dtype: str = "auto", accelerator: str = "cpu", ranks: int = 1) -> int:
+    """What has to be free to serve this model, in bytes, weights included.
+
+    Split over several ranks: on a CPU what all of them need together, else what each needs on its device.
+    """
     weights = weight_bytes(checkpoint, dtype)
-    return weights + int(weights * ACTIVATION_SHARE) + PROFILES[accelerator].runtime_bytes
+    beside = int(weights * ACTIVATION_SHARE) + PROFILES[accelerator].runtime_bytes
+    if ranks == 1:
+        return weights + beside
+    whole = weights * checkpoint.split.embedding // max(1, checkpoint.parameters)
+    each = whole + -(-(weights - whole) // ranks) + beside
+    return each * ranks if accelerator == "cpu" else each
 
 
 def weight_room(available: int, accelerator: str) -> int:
@@ -101,24 +109,30 @@ def spread_over(weights: int, budgets: Mapping[str, int], accelerator: str) -> t
     return tuple(device for device in budgets if device in chosen) if len(chosen) > 1 and found >= weights else ()
 
 
-def fits(checkpoint: Checkpoint, available: int, dtype: str = "auto", accelerator: str = "cpu") -> bool:
+def fits(checkpoint: Checkpoint, available: int, dtype: str = "auto", accelerator: str = "cpu", ranks: int = 1) -> bool:
     """Whether `available` bytes are enough."""
-    return required_bytes(checkpoint, dtype, accelerator) <= available
+    return required_bytes(checkpoint, dtype, accelerator, ranks) <= available
 
 
-def check_fits(checkpoint: Checkpoint, largest: int, dtype: str = "auto", accelerator: str = "cpu") -> None:
-    """Refuse a model that even the emptiest worker (`largest` bytes) could not hold.
+def check_fits(
+    checkpoint: Checkpoint, largest: int, dtype: str = "auto", accelerator: str = "cpu", ranks: int = 1
+) -> None:
+    """Refuse a model that even the emptiest worker could not hold.
+
+    Args:
+        largest: bytes there; of a model on several accelerators, on each of them.
 
     Raises:
         ModelError: naming what it needs and what there is.
     """
-    needed = required_bytes(checkpoint, dtype, accelerator)
+    needed = required_bytes(checkpoint, dtype, accelerator, ranks)
     if needed <= largest:
         return
     held = checkpoint.dtype if dtype == "auto" else dtype
+    split = "" if ranks == 1 else f" on {ranks} ranks" if accelerator == "cpu" else f" on each of {ranks} ranks"
     raise ModelError(
-        f"The model {checkpoint.repo_id!r} needs about {gib(needed)} as {held} and the largest worker of this service "
-        f"has {gib(largest)}; use a smaller model, or ask its admin for a larger worker or a smaller dtype."
+        f"The model {checkpoint.repo_id!r} needs about {gib(needed)} as {held}{split} and the largest worker of this "
+        f"service has {gib(largest)}; use a smaller model, or ask its admin for a larger worker or a smaller dtype."
     )
 
 

@@ -29,14 +29,17 @@ class HostSpec:
         isolation: the level to run requests at. The host reports the level that it reached.
         required: the weakest level that is acceptable; a host that cannot reach it refuses to start.
         dtype: a torch dtype name or "auto" for the checkpoint's own.
-        device: "cpu" or a torch device such as "cuda:0"; of a model that is spread, the one where inputs arrive.
+        device: "cpu" or a torch device such as "cuda:0"; the devices of several ranks as "cuda:0+1"; of a model that is
+            spread, the one where inputs arrive.
         spread: for a model that is too large for one device, all of its devices and the bytes of weights that each may
             hold; else empty. Only at level `none`.
-        threads: torch threads a request may use.
+        threads: torch threads a request may use, in each rank.
         spares: executors forked ahead of need.
         concurrency: requests that run at a time, others wait in line; 0 for no limit. At level `none` it is always one.
         adapters: PEFT adapter ids that an admin allowed, with the directory each lives in.
         nice: niceness of executors, so that user code does not starve the agent.
+        ranks: processes that share the model, each with its part of the weights; above one only at level `none`.
+        rank_seconds: how long one rank waits for another before it counts as gone.
     """
 
     model_key: str
@@ -52,6 +55,8 @@ class HostSpec:
     concurrency: int = 0
     adapters: dict[str, str] = field(default_factory=dict)
     nice: int = 0
+    ranks: int = 1
+    rank_seconds: float = 60.0
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -61,7 +66,7 @@ class HostSpec:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may use. Sizes in bytes, times in seconds."""
+    """What one request may use, on each rank of its model. Sizes in bytes, times in seconds."""
 
     run_seconds: float = 600.0
     memory_bytes: int = 8 * 1024 * MIB

@@ -42,6 +42,21 @@ def memory_limit_sentence(limit_bytes: int) -> str:
     )
 
 
+def lost_rank_sentence(name: str, ranks: int, number: int, how: str) -> str:
+    return (
+        f"Rank {number} of the {ranks} that hold {name} {how or 'ended'} while the request ran: the ranks start again, "
+        "so send the request again, unless its own code ends processes."
+    )
+
+
+def diverged_sentence(name: str, ranks: int, how: str) -> str:
+    return (
+        f"The {ranks} ranks that hold {name} did not all do the same ({how}): a block must not depend on what differs "
+        "between processes (ranks, process ids, clocks, addresses), nor save what one rank alone has a part of, as the "
+        "values inside a split module that .source shows."
+    )
+
+
 def size_text(size: int) -> str:
     for unit, scale in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
         if size >= scale:
@@ -49,8 +64,10 @@ def size_text(size: int) -> str:
     return f"{size} bytes"
 
 
-def explain(status: int, run_seconds: float) -> tuple[Verdict, str]:
+def explain(status: int, run_seconds: float, ranks: int = 1) -> tuple[Verdict, str]:
     """The verdict and sentence for a process that ended with this wait status and had not finished its request."""
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGABRT and ranks > 1:  # so NCCL ends, and gloo can
+        return Verdict.FAILED, diverged_sentence("the model", ranks, "rank 0 was ended by what they talk through")
     if os.WIFSIGNALED(status):
         return _explain_signal(os.WTERMSIG(status), run_seconds)
     code = os.waitstatus_to_exitcode(status)

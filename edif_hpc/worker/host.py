@@ -2,6 +2,7 @@
 
 At level `none` requests run in this process, one after the other; the next may already lie in the socket. Above that no
 request is ever seen here: the weights go into a sealed file, and a zygote beside this process forks the executors.
+A model that is split over several ranks has its rank 0 here, and the others in a `Group`.
 
     python -m edif_hpc.worker.host CHANNEL_FD PARENT_PID NAME
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import subprocess
 import sys
@@ -19,11 +19,13 @@ from typing import Any
 
 from edif_hpc.core.errors import EdifError, HostError
 from edif_hpc.core.isolation import Isolation
+from edif_hpc.worker import rank
 from edif_hpc.worker.channel import Channel, Message
 from edif_hpc.worker.contract import HostSpec
+from edif_hpc.worker.group import Group
 from edif_hpc.worker.keeper import OWN_BYTES, become_keeper
 from edif_hpc.worker.messages import finished_message, host_spec, host_spec_message, run_spec
-from edif_hpc.worker.process import guard_process, mapped_bytes, peak_bytes, private_bytes, zygote_environment
+from edif_hpc.worker.process import address_budget, guard_process, peak_bytes, private_bytes, zygote_environment
 
 
 def main(agent: Channel) -> None:
@@ -45,45 +47,55 @@ def main(agent: Channel) -> None:
 
 def _serve_here(spec: HostSpec, agent: Channel) -> None:
     _tell(agent, "importing libraries")
-    import torch
-
-    torch.set_num_threads(spec.threads)
-    from edif_hpc.worker import model as models
-    from edif_hpc.worker.run import Runner
-    from edif_hpc.worker.warmup import warm_up
-
-    _tell(agent, "loading the weights")
-    runner = Runner(models.load(spec, weights=True), spec.devices, spec.adapters, spec.threads)
-    runner.prepare()
-    trouble = warm_up(runner)
-    if trouble:
-        _tell(agent, f"the warm-up request failed, which costs only time: {trouble}")
-    models.settle()
-    agent.send(_ready(Isolation.NONE, peak_bytes()))
-    Inline(spec, runner, agent).loop()
+    group = Group(spec, sys.argv[3]) if spec.ranks > 1 else None
+    try:
+        rank.import_libraries(spec.threads)
+        _tell(agent, "loading the weights")
+        runner, trouble, others = group.bring_up() if group else (*rank.bring_up(spec, 0, ""), 0)
+        if trouble:
+            _tell(agent, f"the warm-up request failed, which costs only time: {trouble}")
+        memory = peak_bytes() + (others if spec.device == "cpu" else 0)
+        agent.send({**_ready(Isolation.NONE, memory), "ranks": group.pids if group else []})
+        Inline(spec, runner, agent, group).loop()
+    finally:
+        if group:
+            group.close()
 
 
 class Inline:
-    """Runs requests in this process in the order in which they come."""
+    """Runs requests in this process, and on the other ranks if there are any, in the order in which they come."""
 
-    def __init__(self, spec: HostSpec, runner: Any, agent: Channel) -> None:
+    def __init__(self, spec: HostSpec, runner: Any, agent: Channel, group: Group | None = None) -> None:
         self._spec = spec
         self._runner = runner
         self._agent = agent
+        self._group = group
         self._waiting: deque[tuple[Message, list[int]]] = deque()
         self._skipped: set[str] = set()
 
     def loop(self) -> None:
-        while True:
-            while not self._waiting or select.select([self._agent], [], [], 0)[0]:
-                received = self._agent.receive()
-                if received is None:
-                    return
-                if received[0]["type"] == "skip":
-                    self._skipped.add(received[0]["run_id"])
-                else:
-                    self._waiting.append(received)
+        """Serve until the agent is gone; HostError when the ranks are no longer together."""
+        while self._take():
             self._run(*self._waiting.popleft())
+            if self._group and self._group.trouble:
+                raise HostError(self._group.trouble)
+
+    def _take(self) -> bool:
+        """Take what lies in the socket, and wait for a first one; False when the agent is gone."""
+        ranks = self._group.channels if self._group else []
+        while True:
+            ready = select.select([self._agent, *ranks], [], [], 0 if self._waiting else None)[0]
+            if self._group and ready and self._agent not in ready:
+                raise HostError(self._group.lost())
+            if not ready:
+                return True
+            received = self._agent.receive()
+            if received is None:
+                return False
+            if received[0]["type"] == "skip":
+                self._skipped.add(received[0]["run_id"])
+            else:
+                self._waiting.append(received)
 
     def _run(self, message: Message, fds: list[int]) -> None:
         payload, result = fds
@@ -93,31 +105,18 @@ class Inline:
                 return
             spec = run_spec(message)
             self._agent.send({"type": "started", "run_id": spec.run_id})
-            with _Address(spec.limits.memory_bytes if self._spec.device == "cpu" else 0):
+            if self._group:
+                self._group.begin(message, payload)
+            with address_budget(spec.limits.memory_bytes if self._spec.device == "cpu" else 0):
                 finished = self._runner.run(
                     spec, payload, result, lambda line: self._agent.send({"type": "log", "line": line})
                 )
+            if self._group:
+                finished = self._group.conclude(finished, result)
             self._agent.send(finished_message(finished))
         finally:
             os.close(payload)
             os.close(result)
-
-
-class _Address:
-    """A budget of address space for one request; soft, since this process lives on."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-
-    def __enter__(self) -> None:
-        self._before = resource.getrlimit(resource.RLIMIT_AS)
-        if self._budget:
-            hard = self._before[1]
-            wanted = mapped_bytes() + self._budget
-            resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
-
-    def __exit__(self, *error: object) -> None:
-        resource.setrlimit(resource.RLIMIT_AS, self._before)
 
 
 # -- levels process and locked ----------------------------------------------------------------------------------------
@@ -221,3 +220,4 @@ def _tell(agent: Channel, text: str) -> None:
 if __name__ == "__main__":
     guard_process(int(sys.argv[2]))
     main(Channel.from_fd(int(sys.argv[1])))
+    os._exit(0)  # threads that a block left behind, or a process group that lost a rank, would keep this process

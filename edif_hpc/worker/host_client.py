@@ -7,6 +7,7 @@ one is the agent's decision.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -56,6 +57,8 @@ class ModelHost:
         self._backend: InlineRuns | Executors | None = None
         self._zygote = 0
         self._zygote_pidfd = -1
+        self._ranks: dict[int, int] = {}
+        """Process id -> pidfd of each rank but the host itself."""
         self._silent = False
         self._closing = False
         self._process, channel = _spawn(spec)
@@ -79,6 +82,12 @@ class ModelHost:
                 f"Isolation {spec.required.value} is required, but this host was asked to run at "
                 f"{spec.isolation.value}: ask for {spec.required.value}."
             )
+        if spec.ranks > 1 and spec.isolation is not Isolation.NONE:
+            raise HostError(
+                f"models.tensor_parallel is {spec.ranks}, and models on several ranks are served at isolation none "
+                f"only, so far, not at {spec.isolation.value}: set worker.isolation to none, or models.tensor_parallel "
+                "to 1."
+            )
         host = cls(spec, on_progress)
         try:
             await host._ready
@@ -91,7 +100,8 @@ class ModelHost:
         """Every process of this host by name, for `ps`."""
         zygote = {"zygote": self._zygote} if self._zygote else {}
         executors = self._backend.pids() if self._backend is not None else {}
-        return {"host": self.pid, **zygote, **executors}
+        ranks = {f"rank-{number}": pid for number, pid in enumerate(self._ranks, 1)}
+        return {"host": self.pid, **zygote, **ranks, **executors}
 
     @property
     def alive(self) -> bool:
@@ -141,15 +151,16 @@ class ModelHost:
         if self._closing:
             return
         self._closing = True
-        pidfds = [fd for fd in (self._pidfd, self._zygote_pidfd) if fd >= 0]
+        others = [fd for fd in (self._zygote_pidfd, *self._ranks.values()) if fd >= 0]
+        pidfds = [self._pidfd, *others]
         for fd in pidfds:
             kill(fd)
         if self._backend is not None:
             await asyncio.wait_for(self._backend.close(), STOP_SECONDS)
         self._channel.close()
         await asyncio.wait_for(self._exited, STOP_SECONDS)
-        if self._zygote_pidfd >= 0:
-            await asyncio.wait_for(gone(self._zygote_pidfd), STOP_SECONDS)
+        for fd in others:
+            await asyncio.wait_for(gone(fd), STOP_SECONDS)
         close_all(pidfds)
         self.died.cancel()
 
@@ -161,6 +172,7 @@ class ModelHost:
             self._on_progress(str(message["text"]))
         elif kind == "failed":
             self._fail_start(HostError(str(message["text"])))
+            self._set_died(str(message["text"]))
         elif kind == "ready":
             self._become_ready(message, fds)
         elif isinstance(self._backend, InlineRuns):
@@ -175,7 +187,9 @@ class ModelHost:
         self.memory_bytes = int(message["memory_bytes"])
         self.environment = message["environment"]
         if self.level is Isolation.NONE:
-            self._backend = InlineRuns(self._channel, self._kill_host)
+            self._backend = InlineRuns(self._channel, self._kill_host, self._spec.ranks)
+            with contextlib.suppress(ProcessLookupError):  # the host ends with such a rank
+                self._ranks = {int(pid): os.pidfd_open(int(pid)) for pid in message["ranks"]}
         else:
             zygote_fd, self._zygote_pidfd = fds
             self._zygote = int(message["zygote"])

@@ -21,9 +21,10 @@ BEHIND = "The model host ended because of the request before this one, or was ki
 class InlineRuns:
     """Sends runs down the host's channel and matches what comes back: the first in line is the one that runs."""
 
-    def __init__(self, channel: AsyncChannel, kill_host: Callable[[], None]) -> None:
+    def __init__(self, channel: AsyncChannel, kill_host: Callable[[], None], ranks: int = 1) -> None:
         self._channel = channel
         self._kill_host = kill_host
+        self._ranks = ranks
         self._line: deque[Run] = deque()
 
     def pids(self) -> dict[str, int]:
@@ -61,7 +62,7 @@ class InlineRuns:
         """The host has ended with this wait status: the run that it had begun gets the blame, the others go on."""
         for run in self._line:
             if run.started:
-                run.end(*explain(status, run.spec.limits.run_seconds))
+                run.end(*explain(status, run.spec.limits.run_seconds, self._ranks))
             else:
                 run.end(Verdict.LOST, BEHIND)
         self._line.clear()

@@ -31,6 +31,7 @@ from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
 from edif_hpc.hardware.detect import detect
 from edif_hpc.hardware.profiles import Machine
+from edif_hpc.hardware.tensor_parallel import join_devices
 
 from . import sandbox
 from .agent import Agent
@@ -99,8 +100,10 @@ def choose_isolation(settings: Settings) -> Isolation:
 def places(settings: Settings, machine: Machine) -> dict[str, int]:
     """Where models may live: torch device -> bytes. GPUs where there are any, else the machine's own memory.
 
+    With `models.tensor_parallel` the GPUs that share a model are one place, and the bytes are each one's.
+
     Raises:
-        SettingsError: `worker.device` names what this machine has not.
+        SettingsError: `worker.device` names what this machine has not, or a model needs more GPUs than there are.
     """
     wanted = settings.worker.device
     kind = machine.profile.torch_device
@@ -115,7 +118,7 @@ def places(settings: Settings, machine: Machine) -> dict[str, int]:
         found = {wanted: found[wanted]}
     if settings.worker.memory_bytes:
         found = {device: min(size, settings.worker.memory_bytes) for device, size in found.items()}
-    return found
+    return join_devices(found, settings.models.tensor_parallel)
 
 
 def model_cache(home: Home, settings: Settings) -> Path:
@@ -130,10 +133,12 @@ async def _serve(
     machine = await asyncio.to_thread(detect)
     devices = places(settings, machine)
     cache = model_cache(home, settings)
+    sharing = 1 if "cpu" in devices else settings.models.tensor_parallel
     record = WorkerRecord(
         worker_id=worker_id, version=__version__, host=socket.gethostname(), pid=os.getpid(), started=time.time(),
         pool=pool, isolation=isolation, device=next(iter(devices)), deadline=deadline,
-        memory_budget=sum(devices.values()), model_memory=model_memory(devices, isolation),
+        memory_budget=sum(devices.values()) * sharing,
+        model_memory=model_memory(devices, isolation, settings.models.tensor_parallel) * sharing,
     )  # fmt: skip
     accelerator = "cpu" if "cpu" in devices else machine.profile.name
     with scratch(Path(tempfile.gettempdir()), SCRATCH, f"{worker_id}-") as folder:

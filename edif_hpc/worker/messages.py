@@ -9,6 +9,8 @@
     executor -> agent        prepared | broken
     agent -> executor, host  run (+ payload, result)
     executor, host -> agent  started | log | finished
+    host -> rank             spec | run (+ payload) | check
+    rank -> host             joining | ready | failed | ran | checked
 
 An executor's messages are a stranger's word: unknown fields are dropped, numbers must be finite, texts are cut.
 """

@@ -14,6 +14,9 @@ from edif_hpc.core.errors import HostError
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.worker.contract import HostSpec
 
+WHOLE = "replicated_with_grad_allreduce"
+"""transformers' style for a module that each rank holds whole, and the one of these that nnsight knows."""
+
 
 def load(spec: HostSpec, *, weights: bool) -> Any:
     """The nnsight model that this key names; `weights` False builds it on meta.
@@ -24,14 +27,16 @@ def load(spec: HostSpec, *, weights: bool) -> Any:
     key = ModelKey.parse(spec.model_key)  # refuses any class that is not on the allow-list, before any import
     from nnsight.modeling.transformers import TransformersModel
 
-    options: dict[str, Any] = {"dispatch": weights, "dtype": _dtype(spec.dtype)}
+    options: dict[str, Any] = {"dtype": _dtype(spec.dtype)}
     shape = load(spec, weights=False)._module if weights and spec.spread else None
-    if shape is not None:
-        options["device_map"] = _device_map(shape, spec)
-    elif weights and spec.device != "cpu":
-        options["device"] = spec.device
     try:
-        model = TransformersModel.from_model_key(spec.model_key, **options)
+        if spec.ranks > 1:
+            options["distributed_config"] = _split(TransformersModel.from_model_key(spec.model_key, **options), spec)
+        elif shape is not None:
+            options["device_map"] = _device_map(shape, spec)
+        elif weights and spec.device != "cpu":
+            options["device"] = spec.device
+        model = TransformersModel.from_model_key(spec.model_key, dispatch=weights, **options)
     except torch.OutOfMemoryError as error:
         raise HostError(
             f"{key.repo_id} does not fit into the memory of {', '.join(spec.devices)}: {first_line(error)}"
@@ -43,6 +48,8 @@ def load(spec: HostSpec, *, weights: bool) -> Any:
             f"{key.repo_id} is not complete in the model cache {spec.cache}, and workers are offline: "
             f"fetch it with `edif-hpc models pull {key.repo_id}` ({first_line(error)})."
         ) from error
+    except HostError:
+        raise
     except Exception as error:  # whatever transformers raises about a checkpoint becomes a sentence
         raise HostError(f"{key.repo_id} could not be loaded: {type(error).__name__}: {first_line(error)}") from error
     if shape is not None:
@@ -63,6 +70,37 @@ def _check_ties(shape: Any, loaded: Any) -> None:
     from edif_hpc.worker.placement import check_ties
 
     check_ties(shape, loaded)
+
+
+def _split(meta: Any, spec: HostSpec) -> Any:
+    """transformers' plan for this model, as a DistributedConfig.
+
+    Its own plan cuts the embeddings by vocabulary, and nnsight cannot show such a module's output (its way back is good
+    for one use only): they stay whole on each rank. So does an output layer that is tied to them, or has an odd size.
+
+    Raises:
+        HostError: it has no plan, or one whose pieces nnsight cannot put together.
+    """
+    from nnsight.modeling.tp import UnshardableCheckpoint, check_tp_request
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    module = meta._module
+    try:
+        check_tp_request(module.config, spec.ranks)
+    except UnshardableCheckpoint:
+        raise HostError(
+            f"{meta.repo_id} cannot be split over {spec.ranks} ranks (models.tensor_parallel): transformers has no "
+            f"plan for a {type(module).__name__}, or nnsight no way to show its parts whole; serve it with "
+            "models.tensor_parallel = 1."
+        ) from None
+    first, last = module.get_input_embeddings(), module.get_output_embeddings()
+    keep = [first]
+    if last is not None and (last.weight is first.weight or last.weight.shape[0] % spec.ranks):
+        keep.append(last)
+    names = [name for name, child in module.named_modules() if any(child is one for one in keep)]
+    return DistributedConfig(
+        tp_size=spec.ranks, tp_plan={name: WHOLE for name in names if name in module.tp_plan} or None
+    )
 
 
 def settle() -> None:

@@ -18,7 +18,9 @@ from edif_hpc.worker.sandbox.kernel import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPAB
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
-PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "ROCR_", "HIP_", "HSA_", "GPU_DEVICE_", "MIOPEN_", "NCCL_", "FI_")
+PASSED_ON_PREFIXES = (
+    "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "HSA_", "GPU_DEVICE_", "MIOPEN_", "NCCL_", "RCCL_", "FI_",
+)  # fmt: skip
 PAGE = resource.getpagesize()
 
 
@@ -48,7 +50,15 @@ def clean_environment(spec: HostSpec, inherited: Mapping[str, str]) -> dict[str,
         "OMP_NUM_THREADS": str(spec.threads),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        **(_ranks_environment(spec) if spec.ranks > 1 else {}),
     }
+
+
+def _ranks_environment(spec: HostSpec) -> dict[str, str]:
+    """What the ranks of a model have in common: the order of their sets, and a network that ends in this machine."""
+    shared = {"PYTHONHASHSEED": str(int.from_bytes(os.urandom(4), "little")), "GLOO_SOCKET_IFNAME": "lo"}
+    # transformers takes an accelerator wherever it sees one.
+    return shared | ({"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"} if spec.device == "cpu" else {})
 
 
 def zygote_environment(inherited: Mapping[str, str]) -> dict[str, str]:
@@ -87,6 +97,20 @@ def kill(pidfd: int) -> None:
 def become_subreaper() -> None:
     """Inherit orphaned descendants instead of leaving them to init."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+@contextlib.contextmanager
+def address_budget(budget: int) -> Iterator[None]:
+    """So many bytes of address space for one request, 0 for no limit; soft, since this process lives on."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    if budget:
+        hard = before[1]
+        wanted = mapped_bytes() + budget
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def mapped_bytes() -> int:

@@ -19,7 +19,8 @@ from edif_hpc.core.registry import ModelRecord, ModelState
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.checkpoint import Checkpoint, describe
-from edif_hpc.hardware.memory import gib, required_bytes, spread_over, weight_bytes, weight_room
+from edif_hpc.hardware.memory import check_fits, gib, required_bytes, spread_over, weight_bytes, weight_room
+from edif_hpc.hardware.tensor_parallel import check_split
 
 from .contract import HostSpec
 from .host_client import ModelHost, last_words
@@ -84,7 +85,7 @@ class Residents:
     """Loads, keeps and evicts.
 
     Args:
-        devices: torch device -> bytes that models may take there.
+        devices: torch device, or those that share a model, -> bytes that models may take there, on each.
         accelerator: cpu, cuda or rocm: what a model costs beside its weights differs.
     """
 
@@ -129,14 +130,17 @@ class Residents:
         """What the model may take, from its headers in the cache: its size on any one device, or all of several.
 
         Raises:
-            ModelError: not in the cache, not allowed, or too large for what is here.
+            ModelError: not in the cache, not allowed, not to be split as asked, or too large for what is here.
         """
         check_model(self.settings.models, key)
         checkpoint: Checkpoint = describe(self.cache, key.repo_id, key.revision)
-        dtype = self.settings.models.dtype.get(key.repo_id, "auto")
-        needed = required_bytes(checkpoint, dtype, self.accelerator)
+        dtype, ranks = self.settings.models.dtype.get(key.repo_id, "auto"), self.settings.models.tensor_parallel
+        check_split(checkpoint, ranks)
+        needed = required_bytes(checkpoint, dtype, self.accelerator, ranks)
         if needed <= max(self.devices.values()):
             return [{device: needed} for device, budget in self.devices.items() if needed <= budget]
+        if ranks > 1:
+            check_fits(checkpoint, max(self.devices.values()), dtype, self.accelerator, ranks)
         over = spread_over(weight_bytes(checkpoint, dtype), self.devices, self.accelerator)
         if over and self.isolation is Isolation.NONE and checkpoint.quantization is None:
             return [{device: self.devices[device] for device in over}]
@@ -267,10 +271,11 @@ class Residents:
             dtype=models.dtype.get(key.repo_id, "auto"),
             device=next(iter(shares)),
             spread=rooms if len(rooms) > 1 else {},
-            threads=worker.threads or default_threads(worker.concurrency),
+            threads=worker.threads or default_threads(worker.concurrency * models.tensor_parallel),
             spares=worker.spares,
             concurrency=worker.concurrency,
             adapters={name: str(adapter_folder(self.cache, name)) for name in models.adapters},
+            ranks=models.tensor_parallel,
         )
 
     def forget(self, resident: Resident) -> None:
@@ -283,15 +288,16 @@ class Residents:
         await asyncio.gather(*(host.close() for host in hosts))
 
 
-def model_memory(devices: Mapping[str, int], isolation: Isolation) -> int:
+def model_memory(devices: Mapping[str, int], isolation: Isolation, ranks: int = 1) -> int:
     """The most bytes that one model may have on a worker with these devices: the sum where models are spread."""
-    return sum(devices.values()) if isolation is Isolation.NONE else max(devices.values())
+    return sum(devices.values()) if isolation is Isolation.NONE and ranks == 1 else max(devices.values())
 
 
-def default_threads(concurrency: int) -> int:
+def default_threads(sharers: int) -> int:
+    """The cores that each of so many processes has for itself, at least one."""
     import os
 
-    return max(1, len(os.sched_getaffinity(0)) // concurrency)
+    return max(1, len(os.sched_getaffinity(0)) // sharers)
 
 
 def adapter_folder(cache: Path, name: str) -> Path:

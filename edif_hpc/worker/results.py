@@ -100,7 +100,7 @@ def _compacting_pickle() -> ModuleType:
         def reducer_override(self, value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return NotImplemented
-            small = _compacted(value, compact)
+            small = _compacted(_whole(value), compact)
             # torch annotates neither this method nor, below, a module of our making.
             return NotImplemented if small is value else small.__reduce_ex__(4)  # type: ignore[no-untyped-call]
 
@@ -108,6 +108,15 @@ def _compacting_pickle() -> ModuleType:
     vars(module).update(vars(pickle))
     module.Pickler = Pickler  # type: ignore[attr-defined]
     return module
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """What all ranks of a split model hold of it together; any other tensor as it is. Every rank has to come here."""
+    if not hasattr(tensor, "full_tensor"):  # a DTensor, whose module takes long to import
+        return tensor
+    whole: torch.Tensor = tensor.full_tensor().detach()
+    kept = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(whole, tensor.requires_grad) if kept else whole
 
 
 def _compacted(tensor: torch.Tensor, compact: dict[tuple[Any, ...], torch.Tensor]) -> torch.Tensor:

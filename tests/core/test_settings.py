@@ -77,3 +77,29 @@ def test_a_home_and_its_secrets_are_private(tmp_path: Path) -> None:
     home.root.chmod(0o755)
     with pytest.raises(SettingsError, match="chmod 700"):
         home.check()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "worker.isolation is empty, which means the strongest level"),
+        ('[worker]\nisolation = "process"\n', "worker.isolation is process"),
+        ('[worker]\nisolation = "none"\nrequired_isolation = "locked"\n', "worker.required_isolation is locked"),
+        ('[worker]\nisolation = "none"\n[[pool]]\nname = "a"\nisolation = "locked"\n', "pool.a.isolation is locked"),
+    ],
+)
+def test_several_ranks_are_refused_above_level_none(file: Path, text: str, says: str) -> None:
+    file.write_text(f"[models]\ntensor_parallel = 2\n{text}")
+    with pytest.raises(
+        SettingsError, match=rf"models.tensor_parallel \({file}\) cannot be 2 here: .*{says}; set it to none"
+    ):
+        load(file)
+
+
+def test_several_ranks_at_level_none_without_adapters(file: Path) -> None:
+    level = '[worker]\nisolation = "none"\n[[pool]]\nname = "a"\n'
+    file.write_text(f"[models]\ntensor_parallel = 2\n{level}")
+    assert load(file).settings.models.tensor_parallel == 2
+    file.write_text(f'[models]\ntensor_parallel = 2\nadapters = ["a/b"]\n{level}')
+    with pytest.raises(SettingsError, match=r"models\.adapters names some"):
+        load(file)

@@ -217,8 +217,70 @@ def eager_attention(model: Any, name: str, how: How) -> dict[str, Any]:
     return {"logits": logits}
 
 
+# -- what a model on several ranks holds in parts ----------------------------------------------------------------------
+
+
+def read_parts(model: Any, name: str, how: How) -> dict[str, Any]:
+    block = layers(model, name)[1]
+    with model.trace(PROMPT, **how):
+        embedded = model.model.embed_tokens.output.clone().save()
+        query = block.self_attn.q_proj.output.clone().save()
+        key = block.self_attn.k_proj.output.clone().save()
+        heads = block.self_attn.o_proj.input.clone().save()
+        attended = block.self_attn.output[0].clone().save()
+        gate = block.mlp.gate_proj.output.clone().save()
+        inner = block.mlp.down_proj.input.clone().save()
+        down = block.mlp.down_proj.output.clone().save()
+        logits = model.lm_head.output.clone().save()
+    return {
+        "embedded": embedded, "query": query, "key": key, "heads": heads, "attended": attended, "gate": gate,
+        "inner": inner, "down": down, "logits": logits,
+    }  # fmt: skip
+
+
+def write_parts(model: Any, name: str, how: How) -> dict[str, Any]:
+    first, second = layers(model, name)[:2]
+    with model.trace(PROMPT, **how):
+        model.model.embed_tokens.output[:, 0] = 0.25
+        first.self_attn.q_proj.output[..., 5:40] = 0.5
+        first.self_attn.o_proj.output = first.self_attn.o_proj.output * 2
+        second.mlp.down_proj.input[:, -1, ::3] = 0.0
+        second.mlp.down_proj.output[:, 2] += 1.0
+        after = layers(model, name)[-1].output.clone().save()
+        model.lm_head.output[..., :7] = -3.0
+        logits = model.output.logits.clone().save()
+    return {"after": after, "logits": logits}
+
+
+def gradient_of_parts(model: Any, name: str, how: How) -> dict[str, Any]:
+    blocks = layers(model, name)
+    with model.trace(PROMPT, **how):
+        embedded = model.model.embed_tokens.output
+        embedded.requires_grad_(True)
+        query = blocks[1].self_attn.q_proj.output
+        inner = blocks[2].mlp.down_proj.input
+        down = blocks[2].mlp.down_proj.output
+        loss = model.lm_head.output[:, -1].float().pow(2).sum()
+        with loss.backward():
+            by_down = down.grad.clone().save()
+            by_inner = inner.grad.clone().save()
+            by_query = query.grad.clone().save()
+            by_embedding = embedded.grad.clone().save()
+    return {"down": by_down, "inner": by_inner, "query": by_query, "embedding": by_embedding}
+
+
+def weights(model: Any, name: str, how: How) -> dict[str, Any]:
+    block = layers(model, name)[0]
+    with model.trace(PROMPT, **how):
+        query = block.self_attn.q_proj.weight.save()
+        norm_weight = block.input_layernorm.weight.save()
+        embedding = model.model.embed_tokens.weight.save()
+    return {"query": query, "norm": norm_weight, "embedding": embedding}
+
+
 EVERYWHERE: list[Program] = [read, write, gradient]
 CAUSAL: list[Program] = [
     generate, steer_while_generating, session, patching_with_a_barrier, several_invokes, cache, skip, stop, source,
     logit_lens, probe_trained_in_a_session, edit, local_helper, eager_attention,
 ]  # fmt: skip
+IN_PARTS: list[Program] = [read_parts, write_parts, gradient_of_parts, weights]

@@ -11,9 +11,10 @@ import pytest
 
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.registry import WorkerRecord
-from edif_hpc.core.settings import Settings
+from edif_hpc.core.settings import ModelSettings, Settings
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.gateway.door import MEMORY_SHARE, Door
+from tests.support.cache_files import CONFIG, TENSORS, entry, tensors_bytes
 
 pytestmark = pytest.mark.fast
 
@@ -77,3 +78,15 @@ def test_processes_without_an_end_take_whatever_time() -> None:
     pools = [Pool(name="short", time="01:00:00"), Pool(name="desk", launcher="local")]
     door = Door(Settings(pool=pools), Path("/nowhere"), NobodyYet())  # type: ignore[arg-type]  # not asked of it here
     assert "for a run" not in asyncio.run(door.refusal(KEY, {}, 1e6))
+
+
+@pytest.mark.parametrize(("ranks", "says"), [(1, ""), (2, ""), (4, "divide by 2;"), (3, "divide by 2;")])
+def test_a_model_that_cannot_be_split_so_is_refused_with_what_works(tmp_path: Path, ranks: int, says: str) -> None:
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
+    snapshot = entry(tmp_path, "org/model", config={**CONFIG, **sizes})
+    (snapshot / "model.safetensors").write_bytes(tensors_bytes(TENSORS))
+    settings = Settings(models=ModelSettings(tensor_parallel=ranks))
+    door = Door(settings, tmp_path, NobodyYet())  # type: ignore[arg-type]  # all that is asked of it here
+    said = asyncio.run(door.refusal(KEY, {}))
+    assert says in said
+    assert bool(said) is bool(says)

@@ -107,3 +107,11 @@ def test_how_an_end_is_read(status: int, verdict: Verdict, word: str) -> None:
 @pytest.mark.parametrize(("size", "text"), [(512 * 1024**2, "512 MiB"), (8 * 1024**3, "8 GiB"), (12, "12 bytes")])
 def test_sizes_read_well(size: int, text: str) -> None:
     assert ends.size_text(size) == text
+
+
+def test_an_abort_on_several_ranks_is_ranks_that_strayed() -> None:
+    verdict, sentence = ends.explain(signal.SIGABRT, 5, ranks=2)
+    assert verdict is Verdict.FAILED
+    assert "2 ranks that hold the model did not all do the same" in sentence
+    assert "SIGABRT" in ends.explain(signal.SIGABRT, 5)[1]
+    assert ends.explain(signal.SIGKILL, 5, ranks=2)[0] is Verdict.LOST
