@@ -118,7 +118,7 @@ def test_a_second_host_loads_the_copy_that_the_first_made(
     key = ModelKey.parse(model.to_model_key())
     seen = []
     for _ in range(2):
-        resident = loop.run_until_complete(found.load(key, "cpu", lambda step: None))
+        resident = loop.run_until_complete(found.load(key, {"cpu": 2**30}, lambda step: None))
         assert resident.host
         service = Service(loop, HostSpec(str(key), cache, folder, Isolation.NONE), resident.host)
         seen.append(service.saves(caught)["logits"])
