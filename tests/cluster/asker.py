@@ -41,7 +41,7 @@ def with_worker(home: Home, endpoint: RedisEndpoint, order: Order) -> str:
 
 
 def alone(home: Home, endpoint: RedisEndpoint, order: Order) -> str:
-    return succession.succeed(home, endpoint, order, PREDECESSOR)
+    return succession.succeed(home, endpoint, order, Slurm(order.slurm), PREDECESSOR)
 
 
 def main(path: str, how: str) -> None:
