@@ -224,6 +224,7 @@ def allocations(home: HomeOption = None, config: ConfigOption = None, json: Json
                 "reason": "" if seen.reason == "None" else seen.reason,
                 "node": seen.nodes,
                 "start": seen.start if json else moment(seen.start),
+                "deadline": seen.end if json else moment(seen.end),
                 "left": left if json else duration(left),
                 "worker": worker.state if worker else "",
                 "running": worker.running if worker else None,
@@ -231,8 +232,8 @@ def allocations(home: HomeOption = None, config: ConfigOption = None, json: Json
             }
         )
     columns = (
-        "job", "pool", "lineage", "generation", "state", "reason", "node", "start", "left", "worker", "running",
-        "models",
+        "job", "pool", "lineage", "generation", "state", "reason", "node", "start", "deadline", "left", "worker",
+        "running", "models",
     )  # fmt: skip
     table("Allocations", {each: each.upper() for each in columns}, rows, json=json)
 

@@ -24,16 +24,18 @@ class Patience:
         young_seconds: a worker that failed before this age died young.
         backoff_seconds: pauses after such deaths. One more death than there are pauses, and the pool is paused.
         pause_seconds: a paused pool is tried once more after this time, when somebody asks for it.
+        wait_seconds: who waits longer than this for workers that are all busy gets one more.
     """
 
     young_seconds: float
     backoff_seconds: tuple[float, ...]
     pause_seconds: float
+    wait_seconds: float
 
 
-PROCESSES = Patience(30.0, (1.0, 5.0, 15.0), 60.0)
-ALLOCATIONS = Patience(60.0, (60.0, 300.0, 900.0, 3600.0), 6 * 3600.0)
-"""An allocation that fails costs queue time and other people's patience."""
+PROCESSES = Patience(30.0, (1.0, 5.0, 15.0), 60.0, wait_seconds=30.0)
+ALLOCATIONS = Patience(60.0, (60.0, 300.0, 900.0, 3600.0), 6 * 3600.0, wait_seconds=120.0)
+"""An allocation that fails costs queue time and other people's patience; one that starts takes minutes to serve."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Target:
-    """A model that requests wait for."""
+    """A model that requests wait for; `waited` is for how many seconds the oldest of them has."""
 
     key: str
     repo_id: str
     waiting: int
+    waited: float = 0.0
 
 
 @dataclass
@@ -127,9 +130,11 @@ def _consider(
 ) -> None:
     serving = [worker for worker in workers if worker.state != "draining"]
     reached = _reached(target, serving, pools)
-    if reached.served and not reached.deep:
-        return
     able = [pool for pool in pools if pool.serves(target.repo_id)]
+    if reached.served and not reached.deep:
+        able = [pool for pool in able if reached.busy and target.waited > pool.patience.wait_seconds]
+    if reached.served and not able:
+        return
     known = {worker.worker_id for worker in workers}  # one that drains has started long ago
     starting = [pool for pool in able if any(launched.worker_id not in known for launched in pool.launched)]
     if starting:
@@ -154,15 +159,18 @@ def _starting(pool: Pool) -> str:
 
 @dataclass(frozen=True)
 class _Reach:
+    """`busy`: all who hold the model have it ready, so that no wait is one for a worker that starts."""
+
     served: bool
     deep: bool
+    busy: bool
     failures: list[str]
 
 
 def _reached(target: Target, serving: Sequence[WorkerRecord], pools: Sequence[Pool]) -> _Reach:
     """Whether a live worker has, loads or can load the model; whether those are too few; and who failed to."""
     patterns = {pool.name: pool for pool in pools}
-    holding, free, failures = 0, 0, []
+    holding, loading, free, failures = 0, 0, 0, []
     for worker in serving:
         pool = patterns.get(worker.pool)
         if pool and not pool.serves(target.repo_id):
@@ -172,12 +180,18 @@ def _reached(target: Target, serving: Sequence[WorkerRecord], pools: Sequence[Po
             failures.append(model.error)
         elif model:
             holding += 1
+            loading += model.state == "loading"
         elif not worker.running or worker.state == "starting":
             free += 1
     deep = target.waiting > DEEP_QUEUE * max(1, holding + free)
     # A busy worker without the model makes room for it in time, so nobody waits in vain; a free place is sooner.
-    busy = len(serving) - holding - free - len(failures)
-    return _Reach(served=holding + free > 0 or (busy > 0 and not _room(pools)), deep=deep, failures=failures)
+    others = len(serving) - holding - free - len(failures)
+    return _Reach(
+        served=holding + free > 0 or (others > 0 and not _room(pools)),
+        deep=deep,
+        busy=holding > 0 and not loading and not free,
+        failures=failures,
+    )
 
 
 def _room(pools: Sequence[Pool]) -> bool:

@@ -155,7 +155,8 @@ class Fleet:
         await self._bury()
         workers = await self.registry.workers()
         waiting = {**dict.fromkeys(await self._wanted(workers), 0), **await self.queue.waiting()}
-        targets = [_target(key, count) for key, count in waiting.items()]
+        waited = await self.queue.oldest()
+        targets = [_target(key, count, waited.get(key, 0.0)) for key, count in waiting.items()]
         await self._halt()
         self._asked = await asked(self.redis)
         pools = await asyncio.to_thread(self._pools)
@@ -282,12 +283,12 @@ def _patience(pool: PoolSettings, settings: Settings) -> Patience:
     return replace(usual, backoff_seconds=pauses) if pauses else usual
 
 
-def _target(key: str, waiting: int) -> Target:
+def _target(key: str, waiting: int, waited: float = 0.0) -> Target:
     try:
         repo_id = ModelKey.parse(key).repo_id
     except EdifError:
         repo_id = key
-    return Target(key, repo_id, waiting)
+    return Target(key, repo_id, waiting, waited)
 
 
 async def _sleep(stop: asyncio.Event, seconds: float) -> None:

@@ -240,6 +240,22 @@ def test_waiting_too_long_ends_with_a_sentence(endpoint: RedisEndpoint) -> None:
     scenario(endpoint, story, queue_seconds=0.01)
 
 
+def test_it_is_known_how_long_the_oldest_of_each_target_waits(endpoint: RedisEndpoint) -> None:
+    async def story(queue: Queue, redis: Redis) -> None:
+        assert await queue.oldest() == {}
+        await submit(queue, "old")
+        await submit(queue, "young")
+        await submit(queue, "other", target="model-b")
+        await redis.zincrby(keys.WAITING_SINCE, -60_000, "old")
+        waited = await queue.oldest()
+        assert 60 <= waited[TARGET] < 70
+        assert 0 <= waited["model-b"] < 10
+        assert (await claimed(queue)).request_id == "old"
+        assert (await queue.oldest())[TARGET] < 10
+
+    scenario(endpoint, story)
+
+
 def test_the_quota_counts_what_is_open(endpoint: RedisEndpoint) -> None:
     async def story(queue: Queue, redis: Redis) -> None:
         await submit(queue, "r1")

@@ -13,8 +13,8 @@ KEY = 'nnsight.modeling.transformers.TransformersModel:{"repo_id": "org/model", 
 NOW = 1000.0
 
 
-def target(waiting: int = 1) -> Target:
-    return Target(KEY, "org/model", waiting)
+def target(waiting: int = 1, waited: float = 0.0) -> Target:
+    return Target(KEY, "org/model", waiting, waited)
 
 
 def worker(name: str = "worker-1", *, state: str = "serving", running: int = 0, **models: str) -> WorkerRecord:
@@ -79,6 +79,23 @@ def test_a_deep_queue_is_worth_another_worker():
     holder = worker(running=1, model="ready")
     assert not decide([target(DEEP_QUEUE)], [holder], [pool], NOW).launch
     assert decide([target(DEEP_QUEUE + 1)], [holder], [pool], NOW).launch == ["local"]
+
+
+def test_a_long_wait_for_busy_workers_is_worth_another_one():
+    pool = Pool("local", 2, launched=[Launched("worker-1", 0.0)])
+    long = PROCESSES.wait_seconds + 1
+    holder = worker(running=1, model="ready")
+    assert not decide([target(waited=long - 2)], [holder], [pool], NOW).launch
+    assert decide([target(waited=long)], [holder], [pool], NOW).launch == ["local"]
+    allocations = Pool("main", 2, launched=[Launched("worker-1", 0.0)], patience=ALLOCATIONS)
+    assert not decide([target(waited=long)], [holder], [allocations], NOW).launch
+
+
+@pytest.mark.parametrize("present", [worker("worker-2"), worker("worker-2", model="loading")])
+def test_a_long_wait_for_a_worker_that_comes_is_worth_none(present: WorkerRecord):
+    pool = Pool("local", 3, launched=[Launched("worker-1", 0.0), Launched("worker-2", 0.0)])
+    holder = worker(running=1, model="ready")
+    assert not decide([target(waited=3600.0)], [holder, present], [pool], NOW).launch
 
 
 def test_an_admin_may_ask_for_a_worker_within_the_pools_bounds():

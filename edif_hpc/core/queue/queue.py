@@ -251,6 +251,22 @@ class Queue:
         wanted = target.encode()
         return [request_id for request_id, found in zip(ids, await pipeline.execute(), strict=True) if found == wanted]
 
+    async def oldest(self, limit: int = SWEEP_BATCH) -> dict[str, float]:
+        """For how many seconds the oldest request of each target has waited, among the `limit` oldest of all."""
+        found = await self.redis.zrange(keys.WAITING_SINCE, 0, limit - 1, withscores=True)
+        if not found:
+            return {}
+        pipeline = self.redis.pipeline(transaction=False)
+        for request_id, _ in found:
+            pipeline.hget(keys.request(request_id.decode()), "target")
+        pipeline.time()
+        *targets, (seconds, microseconds) = await pipeline.execute()
+        waited: dict[str, float] = {}
+        for (_, since), target in zip(found, targets, strict=True):
+            if target is not None:
+                waited.setdefault(target.decode(), seconds + microseconds / 1e6 - since / 1000)
+        return waited
+
     async def note(self, request_ids: Iterable[str], status: Status, description: str) -> int:
         """Tell waiting requests what is being done for them. Says the same thing once."""
         ids = list(request_ids)
