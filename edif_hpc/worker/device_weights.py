@@ -1,4 +1,4 @@
-"""Weights on a CUDA or HIP device for several processes. NOT RUN YET on any device: treat it as a plan.
+"""Weights on a CUDA or HIP device for several processes. NOT RUN YET on any device, only on shared memory of a CPU.
 
 The host keeps the weights on the device and hands out IPC handles; each executor opens them after it was forked and
 locked down, because a process that touched the device may not fork. Such memory cannot be sealed: an executor can write
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def export(model: Any) -> tuple[int, int]:
     handles = [reduce_tensor(tensor.detach()) for tensor in tensors]  # type: ignore[no-untyped-call]
     manifest = os.memfd_create("edif-handles", os.MFD_CLOEXEC)
     with os.fdopen(os.dup(manifest), "wb") as handle:
-        pickle.dump((slots, handles, attributes_of(model)), handle)
+        # multiprocessing's own: of memory shared on a CPU it writes the name, as of a device's the IPC handle.
+        ForkingPickler(handle).dump((slots, handles, attributes_of(model)))
     return manifest, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

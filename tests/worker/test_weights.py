@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,18 +45,13 @@ def spec(name: str, cache: Path, **more: Any) -> HostSpec:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_with_shared_weights_gives_the_same_numbers(name: str, cache: Path) -> None:
-    def logits(model: Any) -> Any:
-        with model.trace(**models.sample(name, model)) as tracer:
-            out = tracer.result.save()
-        return out[0]
-
     loaded = load(spec(name, cache), weights=True)
-    expected = logits(loaded)
+    expected = logits_of(name, loaded)
     count = sum(parameter.numel() for parameter in loaded._module.parameters())
     fds = weights.export(loaded)[:2]
     attached = load(spec(name, cache), weights=False)
     weights.attach(attached, *fds)
-    assert torch.equal(logits(attached), expected)
+    assert torch.equal(logits_of(name, attached), expected)
     assert sum(parameter.numel() for parameter in attached._module.parameters()) == count  # ties are kept
     assert not any(tensor.is_meta for tensor in attached._module.state_dict().values())
     for fd in fds:
@@ -93,6 +90,52 @@ def test_the_checksum_notices_one_changed_number(cache: Path) -> None:
     assert checksum.intact()
     model._module.transformer.h[2].ln_1.bias.data[3] += 1e-6
     assert not checksum.intact()
+
+
+ATTACH = """
+import sys, torch
+from tests.worker.test_weights import logits_of, spec
+from edif_hpc.worker import device_weights
+from edif_hpc.worker.model import load
+from tests.support import models
+name, cache, manifest, answer = sys.argv[1], models.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+models.offline_client(cache)
+torch.set_num_threads(1)
+model = load(spec(name, cache), weights=False)
+device_weights.attach(model, manifest, "cpu")
+torch.save(logits_of(name, model), answer)
+model._module.get_input_embeddings().weight.data[7, 3] += 1
+"""
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_the_way_of_a_devices_weights_on_shared_memory(name: str, cache: Path, tmp_path: Path) -> None:
+    """Another process attaches what was exported and gets the same numbers; a write of its is noticed."""
+    model = load(spec(name, cache), weights=True)
+    torch.set_num_threads(1)
+    expected = logits_of(name, model)
+    before = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        manifest, size = device_weights.export(model)
+    finally:
+        torch.multiprocessing.set_sharing_strategy(before)
+    assert size > 100_000
+    checksum = device_weights.Checksum(model)
+    answer = tmp_path / "logits.pt"
+    subprocess.run(
+        [sys.executable, "-c", ATTACH, name, str(cache), str(manifest), str(answer)],
+        pass_fds=[manifest], check=True, cwd=models.REPO,
+    )  # fmt: skip
+    os.close(manifest)
+    assert torch.equal(torch.load(answer), expected)
+    assert not checksum.intact()
+
+
+def logits_of(name: str, model: Any) -> torch.Tensor:
+    with model.trace(**models.sample(name, model)) as tracer:
+        out = tracer.result.save()
+    return out[0].detach()
 
 
 def test_another_dtype(cache: Path) -> None:
