@@ -6,7 +6,7 @@ import json
 import os
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from edif_hpc.core.endpoints import PORTS, embedded_ports
@@ -37,12 +37,25 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
             sock.bind((host, port))
         except OSError:
             return False
-    # SeaweedFS puts sockets of its gRPC ports into /tmp: one that another user laid there is not ours to replace.
-    return all(_is_ours(path) for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"))  # noqa: S108 - only looked at
+    # One that another user laid there is not ours to replace.
+    return all(_is_ours(path) for path in _sockets(port))
 
 
 def are_free(port: int, hosts: Iterable[str]) -> bool:
     return all(is_free(port, host) for host in hosts)
+
+
+def _sockets(port: int) -> Iterable[Path]:
+    """What SeaweedFS puts into /tmp for a gRPC port, wherever it is told to keep its files."""
+    return Path("/tmp").glob(f"seaweedfs-*-{port}.sock")  # noqa: S108 - SeaweedFS's own choice
+
+
+def remove_sockets(known: Mapping[str, int]) -> None:
+    """Remove the sockets that a SeaweedFS with these ports left: one that is killed does not."""
+    for name in NAMES["store"]:
+        for path in _sockets(known[name]) if name in known else ():
+            if _is_ours(path):
+                path.unlink(missing_ok=True)
 
 
 def _is_ours(path: Path) -> bool:

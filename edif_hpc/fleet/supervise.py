@@ -20,7 +20,7 @@ from edif_hpc.core.endpoints import embedded_ports
 from edif_hpc.core.errors import ComponentError, EdifError
 from edif_hpc.core.home import Home
 
-from . import process, state
+from . import ports, process, state
 from .components import STOP_SECONDS, Component
 from .process import Record
 
@@ -268,6 +268,8 @@ def stop_kind(home: Home, name: str, tell: Tell) -> list[str]:
     killed = _stop(name, found, tell)
     for record in found:
         process.forget(home, record)
+    if name == "store":
+        ports.remove_sockets(embedded_ports(home))
     return killed
 
 

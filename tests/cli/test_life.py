@@ -51,11 +51,18 @@ def test_nothing_is_left_behind_in_an_image(tmp_path: Path):
         assert not made.home.exists()
 
 
-def test_down_leaves_no_process_and_no_record(own: Stack):
+def test_down_leaves_no_process_no_record_and_no_socket(own: Stack):
     own.up()
     eventually(lambda: "store" in own.pids(), what="the store")
+    ports = json.loads((own.home / "run" / "ports.json").read_text()).values()
+
+    def sockets() -> list[Path]:
+        return [path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
+
+    eventually(sockets, what="the sockets that SeaweedFS lays into /tmp")
     assert len(own.processes()) >= 5
     done = own.down()
+    assert sockets() == []
     assert own.processes() == []
     assert done.stdout == "Down.\n"
     left = {path.name for path in (own.home / "run").glob("*.json")}

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from edif_hpc.core.endpoints import RedisEndpoint, StoreEndpoint, store_endpoint
+from edif_hpc.core.endpoints import RedisEndpoint, StoreEndpoint, embedded_ports, store_endpoint
 from edif_hpc.core.errors import Unavailable
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
 from edif_hpc.fleet.embedded import redis_binary, store_command, store_environment
-from edif_hpc.fleet.ports import is_free
+from edif_hpc.fleet.ports import is_free, remove_sockets
 
 T = TypeVar("T")
 
@@ -112,5 +112,6 @@ def s3_server(folder: Path) -> Iterator[StoreEndpoint]:
     finally:
         process.kill()
         process.wait()
+        remove_sockets(embedded_ports(home))
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
