@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -78,10 +79,11 @@ def replaced(text: str, table: str) -> str:
 
 
 def _slurm() -> str:
-    try:
-        return subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    except FileNotFoundError:
+    """The version, of the daemon: the commands tell none without a configuration."""
+    daemon = shutil.which("slurmd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if daemon is None:
         return "no Slurm"
+    return subprocess.run([daemon, "-V"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def pytest_configure(config: pytest.Config) -> None:
