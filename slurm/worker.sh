@@ -140,7 +140,8 @@ for pair in "${PROXIES[@]}" "${NETWORK[@]}" TMPDIR=/tmp LANG=C.UTF-8 PYTHONUNBUF
     options+=("--env=$pair")
 done
 worker=(edif-hpc worker --home "$EDIF_HOME" --id "$id" --pool "$POOL" --deadline "$deadline"
-    --lineage "$lineage" --generation "$generation" --supervisor /tmp/supervisor)
+    --lineage "$lineage" --generation "$generation" --supervisor /tmp/supervisor
+    --handover "$HANDOVER")
 if [ -n "$CONFIG" ]; then worker+=(--config "$CONFIG"); fi
 
 # shellcheck disable=SC2317  # the traps call it

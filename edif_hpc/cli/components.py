@@ -36,6 +36,8 @@ Example:
   edif-hpc worker --home /scratch/me/edif --pool local
 """
 
+HANDOVERS = ("overlap", "requeue")
+
 
 def register(app: typer.Typer) -> None:
     app.command("gateway", help=GATEWAY_HELP)(gateway)
@@ -121,6 +123,9 @@ def worker(
         Path | None,
         typer.Option(metavar="DIR", help="Folder with the pipes to who submits its successor (see slurm/README.md)."),
     ] = None,
+    handover: Annotated[
+        str, typer.Option(metavar="MODE", help="How that successor starts: overlap (beside it) or requeue (after it).")
+    ] = "overlap",
 ) -> None:
     import secrets
 
@@ -135,13 +140,16 @@ def worker(
     settings = settings_for(place, config).settings
     if bool(lineage) != bool(supervisor):
         raise SettingsError("--lineage and --supervisor go together: one names the chain, the other who continues it.")
+    if handover not in HANDOVERS:
+        raise SettingsError(f"--handover is {handover!r}; it is one of: {', '.join(HANDOVERS)}.")
     worker_id = name or f"worker-{secrets.token_hex(3)}"
     refuse_running(place, worker_id)
     refuse_versions(place, settings, worker_id, Role.WORKER)
     allocated = any(each.name == pool and each.launcher == "slurm" for each in settings.pool)
     # In an allocation it is Slurm that knows the process; a record would make its node one that has the home in use.
     with nullcontext() if allocated else recorded(place, worker_id):
-        chain = Chain(lineage, generation, _job_id(), supervisor) if supervisor else None
+        overlap = handover == "overlap"
+        chain = Chain(lineage, generation, _job_id(), supervisor, overlap) if supervisor else None
         serve(place, settings, worker_id=worker_id, pool=pool, deadline=deadline, chain=chain)
 
 

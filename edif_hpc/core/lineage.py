@@ -54,6 +54,13 @@ if redis.call('HGET', KEYS[1], ARGV[1] .. ':taker') == ARGV[2] then
     redis.call('HDEL', KEYS[1], ARGV[1] .. ':taker', ARGV[1] .. ':until')
 end
 """
+# KEYS: lineage. ARGV: generation, why, kept s. One that a later generation serves in is not for an earlier one to end.
+END = """
+if tonumber(redis.call('HGET', KEYS[1], 'current') or '0') > tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'ended', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
 # KEYS: lineage. ARGV: generation, job, kept s.
 ENTER = """
 local number = tonumber(ARGV[1])
@@ -112,6 +119,7 @@ class Lineages:
         self._record = redis.register_script(RECORD)
         self._abandon = redis.register_script(ABANDON)
         self._enter = redis.register_script(ENTER)
+        self._end = redis.register_script(END)
 
     async def take(self, lineage: str, generation: int, taker: str, seconds: float = INTENT_SECONDS) -> Intent:
         """Try to become the one who submits this generation."""
@@ -147,10 +155,23 @@ class Lineages:
         """Leave to the successor what to load, and when the last request came: idleness is counted on."""
         await self.redis.hset(keys.lineage(lineage), mapping={"used": used, "models": json.dumps(list(models))})
 
-    async def end(self, lineage: str, why: str) -> None:
-        """No more generations: what is pending turns itself away if it should begin."""
-        await self.redis.hset(keys.lineage(lineage), "ended", why)
-        await self.redis.expire(keys.lineage(lineage), KEPT_SECONDS)
+    async def end(self, lineage: str, generation: int, why: str) -> bool:
+        """No more generations after this one: what is pending turns itself away if it should begin.
+
+        Returns:
+            Whether it is so; not when a later generation has begun, which the lineage lives on in.
+        """
+        arguments: list[int | str | float] = [generation, why, KEPT_SECONDS]
+        return bool(await self._end(keys=[keys.lineage(lineage)], args=arguments))
+
+    async def ended(self, lineage: str) -> str:
+        """Why it has ended; empty: it has not."""
+        found = await self.redis.hget(keys.lineage(lineage), "ended")
+        return found.decode() if found else ""
+
+    async def note_ready(self, lineage: str, generation: int) -> bool:
+        """A generation has a model ready. Whether for the first time: a worker that crashed has one ready again."""
+        return bool(await self.redis.hsetnx(keys.lineage(lineage), f"{generation}:ready", time.time()))
 
     async def pace(self, pool: str) -> float | None:
         """Seconds from asking until a successor was ready, as seen lately in this pool."""

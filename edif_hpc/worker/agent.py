@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from edif_hpc import __version__
 from edif_hpc.core import log, walltime
+from edif_hpc.core.errors import ComponentError, Unavailable
 from edif_hpc.core.lineage import Lineages
 from edif_hpc.core.queue import Claim, Events, Queue, Release, Verdict, keys
 from edif_hpc.core.queue.queue import FOREVER_SECONDS
@@ -37,6 +38,8 @@ another worker may be free."""
 DRAIN_SECONDS = 20.0
 REDIS_PAUSE_SECONDS = 1.0
 CANCEL_SECONDS = 0.5
+FIRST_CONTACT_SECONDS = 60.0
+"""How long an allocation that begins tries to reach Redis: one whose node never does must say so, and not hold it."""
 
 
 class Agent:
@@ -104,7 +107,8 @@ class Agent:
                 if loop.done() and not loop.cancelled():
                     loop.result()
         finally:
-            leaving = [self.handover.leave(self.drain_reason)] if self.handover else []
+            # Who breaks is started again, and its lineage goes on.
+            leaving = [self.handover.leave(self.drain_reason)] if self.handover and self.draining.is_set() else []
             await asyncio.gather(self._drain(), *leaving)
             await _ended(stop, *loops)
             await self.residents.close()
@@ -127,7 +131,14 @@ class Agent:
         """Whether this allocation may serve: it is the only one of its generation, and none after it has begun."""
         if self.handover is None:
             return True
-        entry = await until_done("enter the lineage", self.handover.enter, self.settings.worker.offline_seconds)
+        patience = min(FIRST_CONTACT_SECONDS, self.settings.worker.offline_seconds)
+        try:
+            entry = await until_done("enter the lineage", self.handover.enter, patience)
+        except Unavailable as error:
+            raise ComponentError(
+                f"The node {self.record.host} does not reach the service's Redis ({error}); see whether "
+                "network.address, or the host of redis.url, is one that compute nodes reach."
+            ) from error
         if entry.used is not None:
             self._last_busy -= max(0.0, time.time() - entry.used)
         for key in entry.models:
@@ -215,8 +226,7 @@ class Agent:
             workers = await self.registry.workers() if self.least else []
         except AWAY:
             return True  # nothing is known of the others
-        mine = sorted(each.worker_id for each in workers if each.pool == self.record.pool and each.state == "serving")
-        return self.record.worker_id in mine[: self.least]
+        return is_kept(self.record, workers, self.least)
 
     async def _walltime(self) -> None:
         """The clock, which suffices without any signal."""
@@ -342,6 +352,20 @@ class Agent:
             except AWAY as error:
                 logger.warning("the doorbell is away", error=str(error))
             await asyncio.sleep(REDIS_PAUSE_SECONDS)
+
+
+def is_kept(record: WorkerRecord, workers: Iterable[WorkerRecord], least: int) -> bool:
+    """Whether a worker is among the `least` of its pool that stay also when nobody asks.
+
+    A predecessor and its successor count as one, and both stay: which of them serves is the handover's business.
+    """
+    serving = (each for each in workers if each.pool == record.pool and each.state == "serving")
+    return _slot(record) in sorted({_slot(each) for each in serving})[:least]
+
+
+def _slot(record: WorkerRecord) -> str:
+    """What of its pool's `min_workers` it takes up: its lineage's place, or its own."""
+    return record.lineage or record.worker_id
 
 
 def _anything(repo_id: str) -> bool:

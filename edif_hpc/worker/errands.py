@@ -6,8 +6,11 @@ import asyncio
 import os
 from pathlib import Path
 
+from edif_hpc.core import log
 from edif_hpc.core.errands import ANSWERS, ASKS, LONGEST, REFUSED, Verb
 from edif_hpc.core.errors import ComponentError
+
+logger = log.get("worker")
 
 ANSWER_SECONDS = 200.0
 """A busy slurmctld is waited for twice: by a look, and by a submission."""
@@ -44,6 +47,13 @@ class Supervisor:
         if word == REFUSED:
             raise ComponentError(rest)
         return rest
+
+    def note(self, verb: Verb, generation: int) -> None:
+        """Say something to which nobody answers."""
+        try:
+            os.write(self._asks, f"{verb} {generation}\n".encode())
+        except BlockingIOError:
+            logger.warning("the supervisor reads nothing", unheard=verb)
 
     async def _answer(self, beginning: str) -> str:
         loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edif_hpc.core import log, walltime
-from edif_hpc.core.errands import RECALL, SUCCESSOR
+from edif_hpc.core.errands import RECALL, SERVED, SUCCESSOR
 from edif_hpc.core.errors import EdifError
 from edif_hpc.core.lineage import Answer, Entry, Lineages
 from edif_hpc.core.queue import Release
@@ -31,12 +31,18 @@ RETRY_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Chain:
-    """A worker's place in a lineage, as its supervisor told it: `line` is the folder of their pipes."""
+    """A worker's place in a lineage, as its supervisor told it.
+
+    Args:
+        line: the folder of their pipes.
+        overlap: whether a successor starts beside its predecessor; else after it.
+    """
 
     lineage: str
     generation: int
     job_id: str
     line: Path
+    overlap: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Handover:
         record.lineage, record.generation = chain.lineage, chain.generation
         self.record = record
         self.job_id = chain.job_id
+        self.overlap = chain.overlap
         self.supervisor = Supervisor(chain.line)
         self.lineages = lineages
         self.registry = registry
@@ -76,7 +83,7 @@ class Handover:
         self._ask_again = 0.0
         self._asked = asyncio.Lock()
         self._held: set[str] = set()
-        self._beside = False
+        self._told_failed = False
         self._submitted: float | None = None
         self._ready_after: float | None = None
         self._pace: float | None = None
@@ -86,7 +93,6 @@ class Handover:
         record = self.record
         entry = await self.lineages.enter(record.lineage, record.generation, self.job_id)
         if not entry.superseded:
-            self._beside = await self.registry.worker(self._worker(record.generation - 1)) is not None
             self._submitted = entry.asked
             self._pace = await self.lineages.pace(record.pool)
             self.successor = await self.lineages.job_of(record.lineage, record.generation + 1)
@@ -100,7 +106,10 @@ class Handover:
         now = time.time()
         self._ready_after = now - self.record.started
         logger.info("READY", generation=self.record.generation, models=list(self.serving.models()))
-        if self._beside and self._submitted:
+        self.supervisor.note(SERVED, self.record.generation)
+        first = await self.lineages.note_ready(self.record.lineage, self.record.generation)
+        # One that waited for its predecessor's end says nothing of Slurm's queue.
+        if first and self.overlap and self._submitted:
             await self.lineages.note_pace(self.record.pool, now - self._submitted)
 
     async def look(self) -> None:
@@ -122,9 +131,10 @@ class Handover:
                     await self._ask()  # a signal came before the clock knew
                 await self._bequeath()
                 return
-            if self.successor:
+            # First of all, so that a successor that begins before it is taken back finds that it must not serve.
+            ended = await self.lineages.end(record.lineage, record.generation, reason.value)
+            if ended and self.successor:
                 await self.supervisor.ask(RECALL, record.generation + 1)
-            await self.lineages.end(record.lineage, reason.value)
         except (*AWAY, EdifError) as error:
             logger.warning("the lineage could not be told", error=str(error))
 
@@ -168,15 +178,20 @@ class Handover:
         await self.lineages.bequeath(self.record.lineage, self.serving.used(), sorted(self._held))
 
     async def _let_take_over(self) -> None:
-        """Let go once the successor has loaded what was here when it was asked for."""
+        """Let go once the successor has loaded what was here when it was asked for; else serve until the end."""
         number = self.record.generation + 1
         record = await self.registry.worker(self._worker(number))
         if record is None or record.state != "serving":
             return
-        done = {model.model_key for model in record.models if model.state in ("ready", "failed")}
-        if self._held <= done:
+        states = {model.model_key: model for model in record.models}
+        held = [states[key] for key in self._held if key in states]
+        if len(held) == len(self._held) and all(model.state == "ready" for model in held):
             logger.info("successor ready", generation=number, worker=record.worker_id)
             self.serving.let_go(Release.WALLTIME)
+        elif not self._told_failed and (failed := [model for model in held if model.state == "failed"]):
+            self._told_failed = True
+            causes = {model.model_key: model.error for model in failed}
+            logger.error("the successor cannot hold what is served here", generation=number, causes=causes)
 
     def _worker(self, generation: int) -> str:
         return f"{self.record.worker_id.removesuffix(f'-g{self.record.generation}')}-g{generation}"

@@ -29,8 +29,8 @@ SERVE_SECONDS = 90.0
 REPLACED_SECONDS = 400.0
 """A node is missed, Slurm asked, a back-off waited for, and a worker started."""
 OUTAGE_SECONDS = 60.0
-DUE_SECONDS = 100.0
-"""Of five minutes, some time before a successor is asked for."""
+DUE_SECONDS = 160.0
+"""Of five minutes, some time before a successor may be asked for: half of them, however slow this machine is."""
 RUN_SECONDS = 25.0
 
 
@@ -86,14 +86,16 @@ def test_slurmctld_is_stopped_for_a_minute(cluster: Cluster, cache: Path) -> Non
         stream.until(lambda: site.json("allocations")[0]["left"] < DUE_SECONDS, 300.0, "the time before a handover")
         cluster.stop("slurmctld")
         over = time.monotonic() + OUTAGE_SECONDS
-        stream.until(lambda: time.monotonic() > over, 2 * OUTAGE_SECONDS, "the end of the outage")
+        stream.until(
+            lambda: time.monotonic() > over and words(site, "main", "no successor"), DUE_SECONDS, "an outage in the way"
+        )
         cluster.start("slurmctld")
         stream.until(reached(site, "main", READY, 2), REPLACED_SECONDS, "a successor")
         stream.finish()
         stream.assert_served_once()
         rows = site.json("allocations")
         assert sorted(row["generation"] for row in rows) == [1, 2]
-        assert any("slurm" in word.fields["error"].lower() for word in words(site, "main", "no successor"))
+        assert "slurm" in words(site, "main", "no successor")[0].fields["error"].lower()
 
 
 def test_preemption(cluster: Cluster, cache: Path) -> None:

@@ -98,10 +98,29 @@ def test_a_lineage_that_has_ended_has_no_successor(endpoint: RedisEndpoint) -> N
     async def body(lineages: Lineages) -> None:
         await lineages.enter(LINE, 1, "10")
         await lineages.record(LINE, 2, "20")
-        await lineages.end(LINE, "handback")
+        assert await lineages.ended(LINE) == ""
+        assert await lineages.end(LINE, 1, "handback")
+        assert await lineages.ended(LINE) == "handback"
         assert "ended" in (await lineages.enter(LINE, 2, "20")).superseded, "it could not be taken back in time"
         assert (await lineages.take(LINE, 3, "fleet")).answer is Answer.ENDED
         assert not (await lineages.enter(LINE, 1, "10")).superseded
+
+    scenario(endpoint, body)
+
+
+def test_a_predecessor_ends_no_lineage_that_its_successor_serves_in(endpoint: RedisEndpoint) -> None:
+    async def body(lineages: Lineages) -> None:
+        await lineages.enter(LINE, 1, "10")
+        await lineages.enter(LINE, 2, "20")
+        assert not await lineages.end(LINE, 1, "handback")
+        assert (await lineages.take(LINE, 3, "worker")).answer is Answer.YOURS
+
+    scenario(endpoint, body)
+
+
+def test_a_generation_is_ready_for_the_first_time_once(endpoint: RedisEndpoint) -> None:
+    async def body(lineages: Lineages) -> None:
+        assert [await lineages.note_ready(LINE, number) for number in (1, 1, 2)] == [True, False, True]
 
     scenario(endpoint, body)
 

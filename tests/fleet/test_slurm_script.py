@@ -62,7 +62,8 @@ def test_the_container_sees_what_it_needs_and_no_secret() -> None:
     assert not any("ROCR" in part or "secret" in part for part in command)
     assert text.endswith(
         "/home/ann/images/worker-cuda.sif edif-hpc worker --home /home/ann/.edif-hpc --id worker-helma-7c0d12-g4 "
-        "--pool helma --deadline 1800000000 --lineage 7c0d12 --generation 4 --supervisor /tmp/supervisor"
+        "--pool helma --deadline 1800000000 --lineage 7c0d12 --generation 4 --supervisor /tmp/supervisor "
+        "--handover overlap"
     )
 
 

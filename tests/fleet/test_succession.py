@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edif_hpc.core.endpoints import RedisEndpoint
-from edif_hpc.core.errands import ANSWERS, ASKS, RECALL, SUCCESSOR
+from edif_hpc.core.errands import ANSWERS, ASKS, RECALL, SERVED, SUCCESSOR
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 from edif_hpc.core.pools import Pool
@@ -201,6 +201,14 @@ def test_a_worker_gets_its_successor_through_its_supervisor(place: Place, watch:
     worker.close()
 
 
+def test_a_worker_that_has_served_is_noted_and_gets_no_answer(place: Place, watch: Watch) -> None:
+    worker = Supervisor(place.folder / "line")
+    worker.note(SERVED, 1)
+    assert watch.ask(worker, RECALL, 2) == ""
+    assert watch.report.served
+    worker.close()
+
+
 def test_a_worker_is_told_why_there_is_no_successor(place: Place, watch: Watch) -> None:
     worker = Supervisor(place.folder / "line")
     with pytest.raises(ComponentError, match="no other errand"):
@@ -265,6 +273,7 @@ def test_the_fleet_continues_a_lineage_that_broke(place: Place) -> None:
     name = next(iter(launcher._submitted))
     started = time.time() - 1000
     report = order.Report(job_id="7", host="node1", started=started, ended=time.time(), status=9, cause="lost")
+    report.served, report.longest = True, 900.0
     order.write_report(place.home.root, name, report)
     assert [ended.status for ended in launcher.ended()] == [9]
     assert launcher.launch() == name.next.worker

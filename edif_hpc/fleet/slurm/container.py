@@ -40,6 +40,7 @@ def command(order: Order, scratch: Path, deadline: float, environment: Mapping[s
         "worker", "--home", str(order.home), "--id", order.name.worker, "--pool", order.pool.name,
         "--deadline", f"{deadline:.0f}", "--lineage", order.lineage, "--generation", str(order.generation),
         "--supervisor", str((Path(INNER_TMP) if order.pool.image else scratch) / FOLDER),
+        "--handover", order.pool.handover,
     ]  # fmt: skip
     if order.config:
         arguments += ["--config", str(order.config)]

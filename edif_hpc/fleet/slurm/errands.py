@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from edif_hpc.core import log
 from edif_hpc.core.endpoints import Role, redis_endpoint
-from edif_hpc.core.errands import DONE, RECALL, REFUSED, SUBMITTED
+from edif_hpc.core.errands import DONE, RECALL, REFUSED, SERVED, SUBMITTED
 from edif_hpc.core.errors import ComponentError, EdifError
 from edif_hpc.core.home import Home
 from edif_hpc.fleet.state import settings_of
@@ -45,7 +45,10 @@ class Errands:
     def poll(self, line: Line) -> None:
         """Take what was asked, and answer what is done."""
         for errand in line.errands():
-            if errand not in self._running:
+            if errand.verb == SERVED:
+                self.report.served = True
+                self.note()
+            elif errand not in self._running:
                 self._running[errand] = self._thread.submit(self._run, errand)
         for errand, future in list(self._running.items()):
             if future.done():

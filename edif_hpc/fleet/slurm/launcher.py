@@ -201,7 +201,8 @@ class SlurmLauncher:
     def _end(self, name: Name, each: Submitted, report: order.Report | None) -> Ended:
         state = each.seen.state if each.seen else ""
         if report and report.ended is not None:
-            lived, status, cause = report.ended - report.started, report.status, report.cause
+            # One that never served died young, however long its workers tried.
+            lived, status, cause = report.longest if report.served else 0.0, report.status, report.cause
         else:
             lived = self.listing.now() - (report.started if report else each.began or self.listing.now())
             status = 1 if state in FAILED or (report is None and state not in EXPECTED) else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edif_hpc.core.errands import ANSWERS, ASKS, LONGEST, RECALL, SUCCESSOR
+from edif_hpc.core.errands import ANSWERS, ASKS, LONGEST, RECALL, SERVED, SUCCESSOR
 
 FOLDER = "supervisor"
 """Within the allocation's scratch."""
@@ -15,7 +15,7 @@ FOLDER = "supervisor"
 
 @dataclass(frozen=True)
 class Errand:
-    """Something that a worker asked for."""
+    """Something that a worker asked for, or noted."""
 
     verb: str
     generation: int
@@ -43,7 +43,7 @@ class Line:
         self._half = half[-LONGEST:]
         for line in lines:
             verb, _, number = line.decode(errors="replace").partition(" ")
-            if verb in (SUCCESSOR, RECALL) and number.isascii() and number.isdigit():
+            if verb in (SUCCESSOR, RECALL, SERVED) and number.isascii() and number.isdigit():
                 yield Errand(verb, int(number))
 
     def answer(self, errand: Errand, words: str) -> None:

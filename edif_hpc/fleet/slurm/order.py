@@ -50,6 +50,10 @@ class Report(BaseModel):
     status: int | None = None
     cause: str = ""
     restarts: int = 0
+    served: bool = False
+    """Whether a worker in it had a model ready."""
+    longest: float = 0.0
+    """The longest that a worker in it lived, in seconds: one that is started again and again is none that lives."""
     terminated: bool = False
     """Whether it was sent SIGTERM: by scancel, a preemption, or the end of the walltime."""
     successor: str = ""

@@ -36,13 +36,15 @@ PAUSES = (1.0, 5.0, 15.0)
 STEADY_SECONDS = 300.0
 """A worker that lived this long is forgiven its earlier crashes."""
 END_SECONDS = 45.0
-"""How long a worker that was told to end may take."""
+"""How long a worker may take to end that was told to without a reason of the clock's."""
+LAST_SECONDS = 5.0
+"""Before its deadline a worker that uploads still is killed, so that a report can be written."""
 POLL_SECONDS = 0.2
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 NOTHING_LEFT_SECONDS = 30.0
 """With less left than this no worker is started again."""
 YOUNG_SECONDS = 60.0
-"""A generation whose worker died before this age has no successor: that one would die as well."""
+"""A generation whose workers died before this age, or never served, has no successor: that one would die as well."""
 
 SCRATCH = "edif-hpc-"
 """How the names of allocations' scratch folders begin; with weights in them they are too large to be left behind."""
@@ -87,7 +89,7 @@ class Supervisor:
                 path.mkdir(parents=True, exist_ok=True)
             line = Line(folder / FOLDER)
             status = self._keep_running(folder, line)
-            if status and not self._told and time.time() - self.report.started > YOUNG_SECONDS:
+            if status and not self._told and self.report.served and self.report.longest > YOUNG_SECONDS:
                 self.errands.succeed_alone()
             self.errands.close()
             line.close()
@@ -120,9 +122,10 @@ class Supervisor:
         while True:
             began = time.monotonic()
             status = self._run_worker(folder, line)
+            lived = time.monotonic() - began
+            self.report.longest = max(self.report.longest, lived)
             if status == 0 or self._told:
                 return status
-            lived = time.monotonic() - began
             if not self._can_start:
                 return status
             crashes = 1 if lived > STEADY_SECONDS else crashes + 1
@@ -168,9 +171,14 @@ class Supervisor:
             self.errands.poll(line)
             for number in self._due_signals():
                 child.send_signal(number)
-                kill_at = min(kill_at, time.time() + END_SECONDS)
+                kill_at = min(kill_at, self._end_of(number))
             if time.time() > kill_at:
                 child.kill()
+
+    def _end_of(self, number: signal.Signals) -> float:
+        """When a worker is killed that was sent this: what the walltime ends may upload until it is over."""
+        now = time.time()
+        return max(now, self.deadline - LAST_SECONDS) if number is signal.SIGUSR2 else now + END_SECONDS
 
     def _due_signals(self) -> list[signal.Signals]:
         """Those that are to be passed on now; Slurm's warning waits for its time."""
