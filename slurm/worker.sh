@@ -69,7 +69,7 @@ found_in_queue() {  # prints "ID STATE" of the successor, if Slurm has it; fails
     local listed
     listed=$(slurm 60 "$SQUEUE" --noheader --user="$(id -un)" --format='%A|%T|%j') || return 1
     awk -F '|' -v name="$successor" '
-        NF < 3 || $1 !~ /^[0-9]+$/ || $2 !~ /^[A-Z_]+$/ { unread = 1 }
+        NF < 3 || $3 == name && ($1 !~ /^[0-9]+$/ || $2 !~ /^[A-Z_]+$/) { unread = 1 }
         $3 == name && !seen { seen = $1 " " $2 }
         END { if (unread) exit 1; if (seen) print seen }' <<< "${listed:-0|NONE|}"
 }
@@ -168,18 +168,22 @@ watch_over() {  # until the worker has ended: errands one after the other, in th
 
 say "generation $generation of $lineage on $(hostname), until $(date -d "@$deadline")"
 say "the worker's words: $EDIF_HOME/logs/$id.log"
-for pause in 1 5 15 0; do
+status=0 crashes=0
+while [ -z "$told" ]; do
+    began=$SECONDS
     apptainer exec "${options[@]}" "$IMAGE" "${worker[@]}" 3>&- 4>&- < /dev/null >> "$EDIF_HOME/logs/$id.log" 2>&1 &
     child=$!
     watch_over
     wait "$child"
     status=$?
     say "the worker ended with status $status"
-    # One that was told to end is not started again, nor one without time.
-    if [ "$status" = 0 ] || [ -n "$told" ] || [ "$pause" = 0 ]; then break; fi
+    # One that was told to end is not started again, nor one without time; one that lived long is forgiven its crashes.
+    if [ "$status" = 0 ] || [ -n "$told" ]; then break; fi
+    if [ $((SECONDS - began)) -gt 300 ]; then crashes=0; fi
+    crashes=$((crashes + 1))
+    case $crashes in 1) pause=1 ;; 2) pause=5 ;; 3) pause=15 ;; *) break ;; esac
     if [ $(($(date +%s) + pause + 30)) -gt "$deadline" ]; then break; fi
     sleep "$pause"
-    if [ -n "$told" ]; then break; fi
 done
 while busy "$errand"; do sleep 0.5; done  # an allocation that is being submitted must be known
 exit "$status"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edif_hpc.core.pools import Pool
     from edif_hpc.core.registry import WorkerRecord
     from edif_hpc.core.settings import Settings
+    from edif_hpc.fleet.health import Health
 
 LIST_HELP = """List the pools, what each asks for and what it runs now.
 
@@ -83,15 +84,13 @@ def register(app: typer.Typer) -> None:
 
 @refusals
 def list_pools(home: HomeOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
-    from edif_hpc.fleet.brake import stopped
+    from edif_hpc.fleet.health import Health
     from edif_hpc.fleet.pools import pools_of
-
-    from .redis import with_redis_if_up
 
     place = locate(home)
     pools = pools_of(settings_for(place, config).settings)
     workers = _workers(place)
-    halted: set[str] = with_redis_if_up(place, stopped, set())
+    braked, health = _braked(place), _health(place)
     rows = [
         {
             "name": pool.name,
@@ -99,14 +98,15 @@ def list_pools(home: HomeOption = None, config: ConfigOption = None, json: JsonO
             "accelerator": pool.accelerator,
             "time": pool.time if pool.launcher == "slurm" else "",
             "workers": sum(worker.pool == pool.name for worker in workers.values()),
+            "launched": health.get(pool.name, Health()).launched,
             "min": pool.min_workers,
             "max": pool.max_workers,
             "models": pool.models if json else " ".join(pool.models),
-            "state": "stopped" if pool.name in halted else "",
+            "state": braked.get(pool.name) or _state(health.get(pool.name, Health())),
         }
         for pool in pools
     ]
-    columns = ("name", "launcher", "accelerator", "time", "workers", "min", "max", "models", "state")
+    columns = ("name", "launcher", "accelerator", "time", "workers", "launched", "min", "max", "models", "state")
     table("Pools", {name: name.upper() for name in columns}, rows, json=json)
 
 
@@ -148,9 +148,12 @@ def start(name: NameArgument, home: HomeOption = None, config: ConfigOption = No
     place = locate(home)
     pool = _find(settings_for(place, config).settings, name)
     running = sum(worker.pool == name for worker in _workers(place).values())
+    seen = _health(place).get(name)
+    running = max(running, seen.launched if seen else 0)
     if running >= pool.max_workers:
         raise ComponentError(
-            f"The pool {name} may have {pool.max_workers} workers and has {running}; raise its max_workers."
+            f"The pool {name} may have {pool.max_workers} workers and has {running}, those that wait for Slurm "
+            "included; raise its max_workers."
         )
     with_redis(place, lambda redis: launch(redis, name))
     print(f"A worker of the pool {name} is started; see `edif-hpc ps` and `edif-hpc status`.")
@@ -196,7 +199,7 @@ def resume(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
 @refusals
 def allocations(home: HomeOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
     from edif_hpc.core.endpoints import redis_endpoint
-    from edif_hpc.fleet.slurm import names
+    from edif_hpc.fleet.slurm import names, order
     from edif_hpc.fleet.slurm.books import books
     from edif_hpc.fleet.slurm.commands import Slurm
 
@@ -214,6 +217,7 @@ def allocations(home: HomeOption = None, config: ConfigOption = None, json: Json
             continue
         worker = workers.get(name.worker)
         left = seen.end - time.time() if seen.end else None
+        report = order.read_report(place.root, name)
         rows.append(
             {
                 "job": seen.job_id,
@@ -229,11 +233,14 @@ def allocations(home: HomeOption = None, config: ConfigOption = None, json: Json
                 "worker": worker.state if worker else "",
                 "running": worker.running if worker else None,
                 "models": len(worker.models) if worker else None,
+                "restarts": report.restarts if report else None,
+                "exit": report.status if report else None,
+                "cause": report.cause if report else "",
             }
         )
     columns = (
         "job", "pool", "lineage", "generation", "state", "reason", "node", "start", "deadline", "left", "worker",
-        "running", "models",
+        "running", "models", "cause",
     )  # fmt: skip
     table("Allocations", {each: each.upper() for each in columns}, rows, json=json)
 
@@ -246,6 +253,33 @@ def _workers(place: Home) -> dict[str, WorkerRecord]:
 
     none: list[WorkerRecord] = []
     return {each.worker_id: each for each in with_redis_if_up(place, lambda redis: Registry(redis).workers(), none)}
+
+
+def _braked(place: Home) -> dict[str, str]:
+    """Pools that people keep from starting workers, and how."""
+    from edif_hpc.fleet.brake import HELD, STOPPED, held, stopped
+
+    from .redis import with_redis_if_up
+
+    none: set[str] = set()
+    halted, waits = with_redis_if_up(place, stopped, none), with_redis_if_up(place, held, none)
+    return {**dict.fromkeys(waits, HELD), **dict.fromkeys(halted, STOPPED)}
+
+
+def _health(place: Home) -> dict[str, Health]:
+    """What the fleet saw last of each pool."""
+    from edif_hpc.fleet.health import read_health
+
+    from .redis import with_redis_if_up
+
+    none: dict[str, Health] = {}
+    return with_redis_if_up(place, read_health, none)
+
+
+def _state(health: Health) -> str:
+    if health.paused:
+        return "paused"
+    return f"waits ({health.pending})" if health.pending else ""
 
 
 def _find(settings: Settings, name: str) -> Pool:

@@ -1,4 +1,8 @@
-"""An admin's words about pools, in Redis, that every fleet reads before it launches: start one, drain, stop, resume."""
+"""People's words about pools, in Redis, that every fleet reads before it launches: start one, drain, stop, resume.
+
+A person who cancels an allocation past this service is heard too: the pool is held, which means that nothing new starts
+while what runs goes on, handovers included.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 from edif_hpc.core.queue import keys
 from edif_hpc.core.registry import Registry
 
-STOPPED, RESUMED = "stopped", "resumed"
+STOPPED, HELD, RESUMED = "stopped", "held", "resumed"
 ASKED_SECONDS = 600.0
 """How long a start is tried: Slurm may be silent, or the pool in its back-off."""
 
@@ -18,6 +22,13 @@ async def stop(redis: Any, pool: str) -> int:
     await redis.hset(keys.POOLS, pool, STOPPED)
     await redis.hdel(keys.LAUNCHES, pool)
     return await drain(redis, pool)
+
+
+async def hold(redis: Any, pool: str) -> None:
+    """Start no more workers of this pool, unless an admin has stopped it anyway."""
+    if (await redis.hget(keys.POOLS, pool)) != STOPPED.encode():
+        await redis.hset(keys.POOLS, pool, HELD)
+    await redis.hdel(keys.LAUNCHES, pool)
 
 
 async def drain(redis: Any, pool: str) -> int:
@@ -37,6 +48,11 @@ async def resume(redis: Any, pool: str) -> None:
 async def stopped(redis: Any) -> set[str]:
     """The pools that an admin stopped."""
     return {name for name, (state, _) in (await _states(redis)).items() if state == STOPPED}
+
+
+async def held(redis: Any) -> set[str]:
+    """The pools that somebody's scancel holds."""
+    return {name for name, (state, _) in (await _states(redis)).items() if state == HELD}
 
 
 async def resumed(redis: Any) -> dict[str, float]:

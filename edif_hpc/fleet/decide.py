@@ -40,10 +40,12 @@ ALLOCATIONS = Patience(60.0, (60.0, 300.0, 900.0, 3600.0), 6 * 3600.0, wait_seco
 
 @dataclass(frozen=True)
 class Launched:
-    """A worker that was launched and has not ended. `launched` is when it began to run."""
+    """A worker that was launched and has not ended. `launched` is when it began to run, `well` whether it came to
+    serve, where that can be known."""
 
     worker_id: str
     launched: float
+    well: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Pool:
 
     Args:
         least: workers that are kept also when nobody asks.
-        stopped: by an admin: nothing is launched.
+        stopped: by an admin, or since somebody cancelled an allocation: nothing is launched.
         asked: an admin wants one more worker.
         pending: why what was launched has not started, in Slurm's words.
         trouble: why nobody knows what runs; then nothing is launched.
@@ -223,7 +225,10 @@ def _explain(
     elif not able:
         decision.refusals[target.key] = f"No pool of this service serves {target.repo_id}."
     elif all(pool.stopped for pool in able):
-        decision.notes[target.key] = f"The pool {able[0].name} was stopped by an admin; your request waits for it."
+        decision.notes[target.key] = (
+            f"The pool {able[0].name} starts no workers now, since an admin stopped it or somebody cancelled an "
+            "allocation; your request waits for it."
+        )
     elif any(pool.trouble for pool in able):
         told = next(pool.trouble for pool in able if pool.trouble)
         decision.notes[target.key] = f"Nothing can be started until Slurm answers ({told.rstrip('.')})."

@@ -1,4 +1,7 @@
-"""The fleet's loop: see who waits, decide, act. One leader at a time; whoever else runs stands by."""
+"""The fleet's loops: see who waits, decide, act; and beside that the queue's upkeep, which waits for nobody's answer.
+
+One leader at a time; whoever else runs stands by.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from redis.asyncio import Redis
@@ -14,6 +17,7 @@ from redis.exceptions import RedisError
 
 from edif_hpc.core import log
 from edif_hpc.core.errors import EdifError, Unavailable
+from edif_hpc.core.lineage import Lineages
 from edif_hpc.core.pools import Pool as PoolSettings
 from edif_hpc.core.queue import Queue, keys
 from edif_hpc.core.registry import Registry, WorkerRecord
@@ -22,11 +26,12 @@ from edif_hpc.core.store import Store, in_thread
 from edif_hpc.core.wire import ModelKey, Status
 
 from .announce import announce, leave
-from .brake import asked, resumed, started, stopped
-from .brake import stop as halt
+from .brake import asked, held, hold, resumed, started, stopped
 from .decide import ALLOCATIONS, PROCESSES, Decision, Patience, Pool, Target, decide
+from .health import Health, read_health, write_health
 from .local import Ended, Launcher
 from .notices import Alerts, notice_of
+from .slurm.commands import SlurmSilent
 
 logger = log.get("fleet")
 
@@ -46,24 +51,6 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 YIELD = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
-
-
-@dataclass
-class Health:
-    """How launching went lately, per pool."""
-
-    patience: Patience = PROCESSES
-    deaths: int = 0
-    last_death: float = 0.0
-    cause: str = ""
-
-    def note(self, ended: Ended, now: float) -> None:
-        if ended.lived_seconds > self.patience.young_seconds or not ended.status:
-            self.deaths = 0
-            return
-        self.deaths += 1
-        self.last_death = now
-        self.cause = ended.cause
 
 
 class Fleet:
@@ -93,7 +80,10 @@ class Fleet:
         self.alerts = alerts
         self.queue = Queue(redis, settings.limits)
         self.registry = Registry(redis)
-        self.health = {pool.name: Health(_patience(pool, settings)) for pool in pools}
+        self.lineages = Lineages(redis)
+        self.patience = {pool.name: _patience(pool, settings) for pool in pools}
+        self.health = {pool.name: Health() for pool in pools}
+        self._written: dict[str, Health] = {}
         self.token = secrets.token_hex(8)
         self._renew = redis.register_script(RENEW)
         self._yield = redis.register_script(YIELD)
@@ -109,7 +99,7 @@ class Fleet:
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until told to stop. Redis may go away at any time; the loop waits for it."""
         away = False
-        leading = asyncio.create_task(self._keep_leading())
+        upkeep = asyncio.create_task(self._keep_up())
         while not stop.is_set():
             try:
                 if await self.leads():
@@ -119,39 +109,49 @@ class Fleet:
                 if not away:
                     logger.warning("redis is away", error=str(error))
                 away = True
+            if upkeep.done():
+                upkeep.result()  # it never ends but by a fault, which must not go unseen
             await _sleep(stop, self.settings.fleet.tick_seconds)
-        leading.cancel()
-        await asyncio.gather(leading, return_exceptions=True)  # it never ends otherwise
+        upkeep.cancel()
+        await asyncio.gather(upkeep, return_exceptions=True)
         try:
             await self._yield(keys=[keys.FLEET_LEADER], args=[self.token])
             await leave(self.redis, NAME)
         except (RedisError, OSError) as error:
             logger.warning("redis is away at the end", error=str(error))
 
-    async def _keep_leading(self) -> None:
-        """Stay the leader through a tick that takes long; a follower stays one."""
+    async def _keep_up(self) -> None:
+        """Stay the leader through a tick that takes long, and look after the queue; a follower stays one."""
         while True:
             await asyncio.sleep(self.settings.fleet.tick_seconds)
             if self._is_leader:
                 try:
-                    await self.leads()
+                    if await self.leads():
+                        await self.tend()
                 except (RedisError, OSError):
                     self._is_leader = False  # the loop says that Redis is away, and asks anew
 
-    async def leads(self) -> bool:
-        """Become or stay the leader, if nobody else is."""
-        answer = await self._renew(keys=[keys.FLEET_LEADER], args=[self.token, int(self.lead_seconds * 1000)])
-        self._is_leader = bool(answer)
-        return self._is_leader
-
-    async def tick(self) -> None:
-        """One look at everything."""
+    async def tend(self) -> None:
+        """What must go on whatever Slurm does: say that this lives, take requests back from the dead, delete."""
         await announce(self.redis, NAME)
         reclaimed, dead, overdue = await self.queue.sweep(
             self.settings.worker.lease_seconds, self.settings.fleet.tick_seconds
         )
         if reclaimed or dead or overdue:
             logger.warning("swept", reclaimed=reclaimed, dead=dead, overdue=overdue)
+        await self._delete_objects()
+
+    async def leads(self) -> bool:
+        """Become or stay the leader, if nobody else is. Who becomes it takes up what the one before knew of pools."""
+        led = self._is_leader
+        answer = await self._renew(keys=[keys.FLEET_LEADER], args=[self.token, int(self.lead_seconds * 1000)])
+        if answer and not led:
+            self.health |= {name: kept for name, kept in (await read_health(self.redis)).items() if name in self.pools}
+        self._is_leader = bool(answer)
+        return self._is_leader
+
+    async def tick(self) -> None:
+        """One look at who waits and what runs. It may wait for Slurm's commands."""
         await self._bury()
         workers = await self.registry.workers()
         waiting = {**dict.fromkeys(await self._wanted(workers), 0), **await self.queue.waiting()}
@@ -163,7 +163,6 @@ class Fleet:
         decision = decide(targets, workers, pools, time.time())
         await self._act(decision)
         await self._tell(pools)
-        await self._delete_objects()
 
     async def _wanted(self, workers: list[WorkerRecord]) -> list[str]:
         """Models that an admin wants loaded: told to a worker as soon as one serves. Returns those still to tell."""
@@ -189,7 +188,8 @@ class Fleet:
     def _pools(self) -> list[Pool]:
         pools = []
         for name, launcher in self.launchers.items():
-            health = self.health[name]
+            health, launched = self.health[name], launcher.launched()
+            health.launched, health.pending = len(launched), launcher.pending()
             pools.append(
                 Pool(
                     name,
@@ -197,48 +197,57 @@ class Fleet:
                     least=self.pools[name].min_workers,
                     stopped=name in self._halted,
                     asked=name in self._asked,
-                    pending=launcher.pending(),
+                    pending=health.pending,
                     trouble=launcher.trouble(),
                     models=self.pools[name].models,
-                    launched=launcher.launched(),
+                    launched=launched,
                     deaths=health.deaths,
                     last_death=health.last_death,
                     cause=health.cause,
-                    patience=health.patience,
+                    patience=self.patience[name],
                 )
             )
         return pools
 
     async def _halt(self) -> None:
         """Obey the admin who stopped or resumed pools."""
-        self._halted = await stopped(self.redis)
+        halted = await stopped(self.redis)
+        self._halted = halted | await held(self.redis)
         for name, since in (await resumed(self.redis)).items():
             if name in self.health and self.health[name].last_death < since:
                 self.health[name].deaths = 0
-        for name in self._halted & self.launchers.keys():
-            await asyncio.to_thread(self.launchers[name].halt)
+        for name in halted & self.launchers.keys():
+            try:
+                await asyncio.to_thread(self.launchers[name].halt)
+            except (EdifError, OSError) as error:
+                logger.warning("what waits could not be taken back yet", pool=name, error=str(error))
 
     async def _bury(self) -> None:
         for name, launcher in self.launchers.items():
             for ended in await asyncio.to_thread(launcher.ended):
-                self.health[name].note(ended, time.time())
-                if ended.cancelled:
-                    await halt(self.redis, name)
-                    logger.warning("somebody cancelled an allocation: its pool is stopped", pool=name)
+                self.health[name].note(ended, self.patience[name], time.time())
+                # Whoever ends a lineage takes back what waits in it: that is no person.
+                if ended.cancelled and not (ended.waited and await self.lineages.ended(ended.waited)):
+                    await hold(self.redis, name)
+                    logger.warning("somebody cancelled an allocation: its pool starts no other", pool=name)
                 logger.info(
                     "worker ended", worker=ended.worker_id, status=ended.status, lived=round(ended.lived_seconds, 1)
                 )
-            settled = time.time() - self.health[name].patience.young_seconds
+            settled = time.time() - self.patience[name].young_seconds
             running = await asyncio.to_thread(launcher.launched)
-            if any(launched.launched < settled for launched in running):
+            if any(launched.well and launched.launched < settled for launched in running):
                 self.health[name].deaths = 0
 
     async def _act(self, decision: Decision) -> None:
         for name in decision.launch:
+            if not self._is_leader:
+                return  # the one before took long, and somebody else leads by now
             try:
                 worker_id = await asyncio.to_thread(self.launchers[name].launch)
+            except SlurmSilent as error:
+                logger.info("not launched", pool=name, error=str(error))
             except (EdifError, OSError) as error:
-                self.health[name].note(Ended("", 0.0, 1, str(error)), time.time())
+                self.health[name].note(Ended("", 0.0, 1, str(error)), self.patience[name], time.time())
                 logger.error("launch failed", pool=name, error=str(error))
             else:
                 logger.info("worker launched", pool=name, worker=worker_id)
@@ -257,6 +266,12 @@ class Fleet:
                 await self.redis.hset(keys.NOTICES, f"pool:{name}", notice.sentence)
             else:
                 await self.redis.hdel(keys.NOTICES, f"pool:{name}")
+        for pool in pools:
+            health = self.health[pool.name]
+            health.paused = pool.paused
+            if self._written.get(pool.name) != health:
+                await write_health(self.redis, pool.name, health)
+                self._written[pool.name] = health.model_copy()
         self.alerts.look(notices, time.time())
 
     async def _delete_objects(self) -> None:

@@ -21,14 +21,19 @@ WORDS = 300
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker that is gone. `status` is None when nobody could see how; `cause` its last words. `cancelled`: by a
-    person, past this service."""
+    """A worker that is gone. `status` is None when nobody could see how; `cause` its last words.
+
+    Args:
+        cancelled: past this service, as far as its launcher knows.
+        waited: the lineage in which it waited and did not begin; empty: it began, or is of none.
+    """
 
     worker_id: str
     lived_seconds: float
     status: int | None
     cause: str
     cancelled: bool = False
+    waited: str = ""
 
 
 class Launcher(Protocol):

@@ -48,15 +48,16 @@ class Notice:
 def notice_of(pool: Pool) -> Notice | None:
     """Why this pool starts nothing now, or has started something in vain; None: all is well."""
     if pool.stopped:
-        return Notice(Kind.STOPPED, f"Stopped by an admin or a scancel; `edif-hpc pool resume {pool.name}` lets it go.")
-    if pool.trouble:
-        return Notice(Kind.SILENT, f"Nothing is started until Slurm answers ({pool.trouble.rstrip('.')}).")
+        told = "By an admin, or since somebody cancelled an allocation, it starts no workers"
+        return Notice(Kind.STOPPED, f"{told}; `edif-hpc pool resume {pool.name}` lets it start some again.")
     if pool.deaths:
         sentence = f"{pool.deaths} workers in a row ended early, the latest: {pool.cause}"
         if not pool.paused:
             return Notice(Kind.BACKOFF, sentence)
         told = f"Paused; when that is mended, `edif-hpc pool resume {pool.name}` lets it try again. {sentence}"
         return Notice(Kind.PAUSED, told)
+    if pool.trouble:
+        return Notice(Kind.SILENT, f"Nothing is started until Slurm answers ({pool.trouble.rstrip('.')}).")
     if pool.pending:
         return Notice(Kind.PENDING, f"An allocation waits in Slurm ({pool.pending}).")
     return None

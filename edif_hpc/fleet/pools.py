@@ -14,7 +14,8 @@ from edif_hpc.core.tally import Command
 from .local import Launcher, LocalLauncher
 from .slurm.commands import Slurm
 from .slurm.draft import order_for
-from .slurm.launcher import Listing, SlurmLauncher
+from .slurm.launcher import SlurmLauncher
+from .slurm.listing import Listing, beside
 from .slurm.succession import succeed
 
 LOCAL_POOL = "local"
@@ -37,7 +38,7 @@ def launchers(
 ) -> dict[str, Launcher]:
     """By pool. One listing of allocations serves them all; `count` is called at every command given to Slurm."""
     slurm = Slurm(settings.slurm, count)
-    listing = Listing(slurm, home.root)
+    listing = Listing(slurm, home.root, run=beside)
 
     def launcher(pool: Pool) -> Launcher:
         if pool.launcher == "local":

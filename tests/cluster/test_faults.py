@@ -54,12 +54,12 @@ def state_of(site: Site, job: str) -> str:
 
 
 def test_a_persons_scancel(cluster: Cluster, cache: Path) -> None:
-    """scancel of a worker: what ran goes back, the pool is stopped, and when it is resumed the request is served."""
+    """scancel of a worker: what ran goes back, the pool is held, and when it is resumed the request is served."""
     with service(cluster, cache, POOL.format(time="00:20:00")) as stream:
         request, row = in_flight(stream)
         site = stream.site
         cluster.run(["scancel", row["job"]])
-        cluster.wait(lambda: site.json("pool", "list")[0]["state"] == "stopped", 150.0, "the pool being stopped")
+        cluster.wait(lambda: site.json("pool", "list")[0]["state"] == "held", 150.0, "the pool being held")
         assert cluster.jobs() == []
         assert stream.status(request) != "COMPLETED"
         site.cli("pool", "resume", "main")

@@ -171,7 +171,7 @@ def test_a_pool_keeps_its_least_workers_also_when_nobody_asks():
 def test_a_stopped_pool_starts_nothing_and_says_so():
     decision = decide([target()], [], [Pool("main", 1, least=1, stopped=True)], NOW)
     assert decision.launch == []
-    assert "was stopped by an admin" in decision.notes[KEY]
+    assert "an admin stopped it" in decision.notes[KEY]
 
 
 def test_while_slurm_is_silent_nothing_is_started_and_nobody_is_refused():

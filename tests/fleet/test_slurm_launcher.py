@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +16,11 @@ from edif_hpc.core.home import Home
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings, SlurmSettings
 from edif_hpc.fleet.slurm import names, order
-from edif_hpc.fleet.slurm.commands import Slurm
+from edif_hpc.fleet.slurm.commands import Slurm, SlurmSilent, Unsure
 from edif_hpc.fleet.slurm.draft import order_for
 from edif_hpc.fleet.slurm.ending import end_allocations
-from edif_hpc.fleet.slurm.launcher import ASK_EVERY_SECONDS, Listing, SlurmLauncher
+from edif_hpc.fleet.slurm.launcher import SlurmLauncher
+from edif_hpc.fleet.slurm.listing import ASK_EVERY_SECONDS, HANGS_SECONDS, Listing
 
 pytestmark = pytest.mark.fast
 
@@ -27,7 +29,7 @@ SBATCH = """#!{python}
 import pathlib, re, sys
 folder = pathlib.Path({folder!r})
 if (folder / "refuse").exists():
-    sys.exit("sbatch: error: Batch job submission failed: Invalid partition name specified")
+    sys.exit("sbatch: error: Batch job submission failed: " + (folder / "refuse").read_text())
 name = re.search(r"--job-name=(\\S+)", pathlib.Path(sys.argv[1]).read_text())[1]
 with (folder / "queue").open("a") as queue:
     queue.write(f"7|RUNNING|None|2026-11-24T04:00:00|2026-11-24T04:10:00|node1|{{name}}\\n")
@@ -130,12 +132,22 @@ def test_while_slurm_is_silent_nothing_ended_and_nothing_is_submitted(site: Site
         site.launcher.launch()
 
 
-def test_after_a_refusal_nothing_is_known_until_slurm_was_asked_again(site: Site) -> None:
+def test_after_a_refusal_all_is_known_that_was(site: Site) -> None:
     site.launcher.launched()
-    (site.folder / "refuse").touch()
+    (site.folder / "refuse").write_text("Invalid partition name specified")
     with pytest.raises(ComponentError, match="Invalid partition name specified"):
         site.launcher.launch()
-    assert site.launcher.trouble()
+    assert not site.launcher.trouble()
+
+
+def test_after_no_answer_nothing_is_known_until_slurm_was_asked_again(site: Site) -> None:
+    site.launcher.launched()
+    (site.folder / "refuse").write_text("Socket timed out on send/recv operation")
+    with pytest.raises(Unsure, match="did not tell"):
+        site.launcher.launch()
+    assert "no answer" in site.launcher.trouble()
+    with pytest.raises(SlurmSilent):
+        site.launcher.launch()
     site.later()
     site.launcher.launched()
     assert not site.launcher.trouble()
@@ -174,6 +186,98 @@ def test_another_fleet_finds_what_this_one_submitted(site: Site) -> None:
         old.home, POOL, Listing(old.listing.slurm, old.home.root, lambda: site.now), old.draft, old.succeed
     )
     assert [each.worker_id for each in site.launcher.launched()] == [worker]
+
+
+def test_a_fleet_that_is_started_again_asks_slurm_no_more_often(site: Site) -> None:
+    site.launcher.launched()
+    old = site.launcher
+    again = SlurmLauncher(
+        old.home, POOL, Listing(old.listing.slurm, old.home.root, lambda: site.now + 30), old.draft, old.succeed
+    )
+    assert (again.launched(), again.trouble()) == ([], "")
+    assert (site.folder / "asked").read_text().count("asked") == 1
+
+
+def test_a_question_that_hangs_holds_nobody_up_and_nothing_is_known_meanwhile(site: Site) -> None:
+    asked: list[Callable[[], None]] = []
+    old = site.launcher
+    listing = Listing(old.listing.slurm, old.home.root, lambda: site.now, run=asked.append)
+    site.launcher = SlurmLauncher(old.home, POOL, listing, old.draft, old.succeed)
+    site.launcher.launched()
+    site.later(HANGS_SECONDS + 1)
+    site.launcher.launched()
+    assert len(asked) == 1
+    assert "has not answered for 11 s" in site.launcher.trouble()
+    with pytest.raises(SlurmSilent):
+        site.launcher.launch()
+    asked.pop()()
+    assert site.launcher.trouble() == ""
+
+
+def test_what_waits_is_taken_back_once_for_each_listing(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    site.queue("PENDING")
+    site.later()
+    site.launcher.launched()
+    for _ in range(5):
+        site.launcher.halt()
+    assert site.counted.count("scancel") == 1
+    site.later()
+    site.launcher.launched()
+    site.launcher.halt()
+    assert site.counted.count("scancel") == 2
+    assert (site.folder / "cancelled").read_text() == "--quiet 7\n" * 2
+
+
+def test_one_that_waits_and_vanishes_holds_its_place_no_longer_than_a_listing(site: Site) -> None:
+    """Slurm's estimate of a start, days ahead, is not when it was submitted."""
+    name = names.first(site.launcher.home.root, "main").allocation
+    (site.folder / "queue").write_text(f"9|PENDING|Priority|2099-11-24T04:00:00|N/A||{name}\n")
+    assert len(site.launcher.launched()) == 1
+    (site.folder / "queue").write_text("")
+    site.later()
+    site.launcher.ended()
+    assert site.launcher.launched() == []
+
+
+def test_a_lineage_that_has_ended_is_not_continued(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    site.later()
+    site.launcher.launched()
+    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
+    site.queue("NODE_FAIL")
+    site.launcher.ended()
+    site.launcher.succeed = lambda what, predecessor: None
+    assert site.launcher.launch().endswith("-g1")
+
+
+def test_what_somebody_else_is_getting_is_no_failure_if_it_never_shows(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    site.later()
+    site.launcher.launched()
+    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
+    site.queue("NODE_FAIL")
+    site.launcher.ended()
+    site.launcher.succeed = lambda what, predecessor: ""
+    assert site.launcher.launch().endswith("-g2")
+    site.later(ASK_EVERY_SECONDS + 1)
+    assert [(ended.status, ended.cancelled) for ended in site.launcher.ended()] == [(None, False)]
+
+
+@pytest.mark.parametrize(
+    ("served", "longest", "lived"), [(False, 400.0, 0.0), (True, 11.0, 11.0), (True, 400.0, 400.0)]
+)
+def test_one_that_never_served_died_young(site: Site, served: bool, longest: float, lived: float) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    name = next(iter(site.launcher._submitted))
+    report = order.Report(job_id="7", host="node1", started=site.now - 500, ended=site.now, status=1, cause="it broke")
+    report.served, report.longest = served, longest
+    order.write_report(site.launcher.home.root, name, report)
+    assert [ended.lived_seconds for ended in site.launcher.ended()] == [lived]
 
 
 def test_down_cancels_this_homes_allocations_and_no_others(site: Site) -> None:

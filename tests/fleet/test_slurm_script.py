@@ -25,6 +25,11 @@ HELMA = Pool(
     setup=["module load apptainer"], proxies={"https_proxy": "http://proxy:80", "no_proxy": ".fau.de"},
     binds=["/anvme:/anvme:ro"],
 )  # fmt: skip
+LUMI = Pool(
+    name="lumi", accelerator="rocm", image="/scratch/project_1/worker-rocm.sif", partition="small-g", qos="normal",
+    account="project_1", gpus=2, cpus=14, memory="120G", time="1-00:00:00", reservation="course", constraint="mi250x",
+    interconnect="slingshot",
+)  # fmt: skip
 BARE = Pool(name="cpu", time="2-00:00:00", exclusive=True)
 STEP = {
     "PATH": "/usr/bin", "HOME": "/home/ann", "SLURM_JOB_ID": "77", "CUDA_VISIBLE_DEVICES": "0",
@@ -39,7 +44,7 @@ def order(pool: Pool) -> Order:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("pool", [HELMA, BARE], ids=lambda pool: pool.name)
+@pytest.mark.parametrize("pool", [HELMA, LUMI, BARE], ids=lambda pool: pool.name)
 def test_the_script_is_as_it_was_agreed(pool: Pool) -> None:
     text = script(pool, Name("3f2a91", pool.name, "7c0d12", 4), FOLDER, dependency="singleton")
     assert text.replace(sys.executable, "python") == (GOLDEN / f"{pool.name}.sbatch").read_text()

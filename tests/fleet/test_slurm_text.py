@@ -9,7 +9,7 @@ import pytest
 
 from edif_hpc.core import walltime
 from edif_hpc.fleet.slurm import names
-from edif_hpc.fleet.slurm.text import Phase, Unreadable, first_error, parse_squeue, parse_submitted
+from edif_hpc.fleet.slurm.text import Phase, Unreadable, first_error, is_refusal, parse_squeue, parse_submitted
 
 pytestmark = pytest.mark.fast
 
@@ -46,7 +46,7 @@ def test_nothing_at_all_is_an_answer() -> None:
     [
         "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
         "11|RUNNING|None|2026-11-24T04:52:14",
-        "11|DREAMING|None|N/A|N/A||edif",
+        "11|dreaming|None|N/A|N/A||edif",
         "11|RUNNING|None|yesterday|N/A||edif",
         "eleven|RUNNING|None|N/A|N/A||edif",
     ],
@@ -54,6 +54,35 @@ def test_nothing_at_all_is_an_answer() -> None:
 def test_one_line_that_cannot_be_read_makes_all_unknown(line: str) -> None:
     with pytest.raises(Unreadable):
         parse_squeue(captured("squeue") + line + "\n")
+
+
+def test_what_is_not_ours_need_not_be_understood() -> None:
+    others = "123+0|LAUNCHING|None|tomorrow|N/A||het\nx|?|None|N/A|N/A||1\n"
+    ours = (
+        "7|EXPEDITING|None|N/A|N/A||edif-3f2a91-helma-7c0d12-g4\n8|ASLEEP|None|N/A|N/A||edif-3f2a91-helma-7c0d12-g5\n"
+    )
+    found = parse_squeue(others + ours, names.is_one)
+    assert [(seen.job_id, seen.phase) for seen in found] == [("7", Phase.PENDING), ("8", Phase.RUNNING)]
+    with pytest.raises(Unreadable):
+        parse_squeue(others + "slurm_load_jobs error: Unexpected message received\n" + ours, names.is_one)
+
+
+@pytest.mark.parametrize("name", ["sbatch-invalid-partition", "sbatch-account", "sbatch-unknown-option"])
+def test_what_slurm_refused_does_not_exist(name: str) -> None:
+    assert is_refusal(captured(name))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",  # ended by our time limit
+        # As in Slurm's source, src/common/slurm_errno.c, behind what sbatch prints before it.
+        "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+    ],
+)
+def test_what_slurm_did_not_answer_may_exist(said: str) -> None:
+    assert not is_refusal(said)
 
 
 def test_the_id_of_what_was_submitted() -> None:

@@ -23,8 +23,9 @@ from edif_hpc.fleet.slurm import names, order, succession
 from edif_hpc.fleet.slurm.commands import Slurm, SlurmSilent
 from edif_hpc.fleet.slurm.draft import order_for
 from edif_hpc.fleet.slurm.errands import Errands
-from edif_hpc.fleet.slurm.launcher import Listing, SlurmLauncher
+from edif_hpc.fleet.slurm.launcher import SlurmLauncher
 from edif_hpc.fleet.slurm.line import Errand, Line
+from edif_hpc.fleet.slurm.listing import Listing
 from edif_hpc.worker.errands import Supervisor
 from tests.support.servers import eventually, redis_server
 

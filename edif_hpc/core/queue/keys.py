@@ -28,8 +28,9 @@
     slurm_commands    hash    kind -> commands given to Slurm, ever
     slurm_hour(h)     hash    the same of one hour, by its number since 1970; expires
     environment       string  versions of the last worker, for nnsight.compare()
-    pools             hash    pool -> "stopped", of those an admin stopped
+    pools             hash    pool -> "stopped" by an admin, "held" since somebody's scancel, or "resumed" and when
     launches          hash    pool -> Unix time, of those an admin wants a worker of
+    health            hash    pool -> JSON record of how launching went lately
     notices           hash    subject -> sentence that explains a pause to people
     lineage(l)        hash    who is which generation of a chain of allocations, who asks for the next, when it was used
     pace(pool)        hash    how long handovers of a pool took lately, in seconds
@@ -55,6 +56,7 @@ ENVIRONMENT = PREFIX + "environment"
 NOTICES = PREFIX + "notices"
 POOLS = PREFIX + "pools"
 LAUNCHES = PREFIX + "launches"
+HEALTH = PREFIX + "health"
 
 BELL_REQUESTS = PREFIX + "bell:requests"
 """Message: `request id`; at submission `request id session id`; for the terminal event `request id !`."""

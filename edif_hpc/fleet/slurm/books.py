@@ -65,7 +65,7 @@ class Books:
         try:
             asyncio.run(self._write())
         except (EdifError, RedisError, OSError) as error:
-            logger.info("slurm commands are not in the books yet", error=str(error))
+            logger.debug("slurm commands are not in the books yet", error=str(error))
             return False
         return True
 

@@ -16,6 +16,7 @@ from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.settings import SlurmSettings
 from edif_hpc.core.tally import Command
 
+from . import names
 from .text import FORMAT, Seen, Unreadable, first_error, parse_squeue
 
 ASK_SECONDS = 60.0
@@ -24,6 +25,10 @@ ASK_SECONDS = 60.0
 
 class SlurmSilent(ComponentError):
     """Slurm did not answer, or not in a way that can be read: nothing is known."""
+
+
+class Unsure(ComponentError):
+    """A submission may have been taken or not: the next listing tells."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Slurm:
     """Called at every command, submissions included, for the books: sites count them."""
 
     def allocations(self) -> list[Seen]:
-        """All of this user's allocations that Slurm still remembers, in one call.
+        """All of this user's allocations of this program that Slurm still remembers, in one call.
 
         Raises:
             SlurmSilent: nothing is known.
@@ -64,7 +69,7 @@ class Slurm:
         asked = ("--noheader", "--states=all", f"--format={FORMAT}", *options)
         said = self._run("squeue", self.settings.squeue, *asked)
         try:
-            return parse_squeue(said)
+            return parse_squeue(said, names.is_one)
         except Unreadable as error:
             raise SlurmSilent(f"{self.settings.squeue} gave an answer that cannot be read: {error}.") from error
 

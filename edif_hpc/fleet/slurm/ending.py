@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import names
 from .commands import Slurm
+from .listing import forget_kept
 from .text import Phase, Seen
 
 PATIENCE_SECONDS = 60.0
@@ -21,6 +22,7 @@ def end_allocations(home: Path, slurm: Slurm, tell: Callable[[str], None]) -> No
     Raises:
         ComponentError: Slurm does not say what there is; nothing was cancelled that it did not name.
     """
+    forget_kept(home)
     found = _living(home, slurm)
     if not found:
         return

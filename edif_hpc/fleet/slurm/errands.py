@@ -84,7 +84,7 @@ class Errands:
         self._found(job_id)
         return job_id
 
-    def _found(self, job_id: str) -> None:
+    def _found(self, job_id: str | None) -> None:
         if job_id:
             self.report.successor = job_id
             self.note()

@@ -6,13 +6,11 @@ report meanwhile. While Slurm is silent nothing is submitted and nothing is take
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edif_hpc.core import log
-from edif_hpc.core.errors import ComponentError, EdifError
 from edif_hpc.core.home import Home
 from edif_hpc.core.pools import Pool
 from edif_hpc.fleet import process
@@ -20,12 +18,12 @@ from edif_hpc.fleet.decide import ALLOCATIONS, Launched
 from edif_hpc.fleet.local import WORDS, Ended
 
 from . import names, order
-from .commands import Slurm
+from .commands import SlurmSilent, Unsure
+from .listing import Listing, forget_kept
 from .names import Name
 from .submit import submit
 from .text import Phase, Seen
 
-ASK_EVERY_SECONDS = 60.0
 LAG_SECONDS = 2.0
 """How long after a supervisor has ended Slurm may still call its allocation running."""
 EXPECTED = frozenset({"CANCELLED", "COMPLETED", "PREEMPTED", "TIMEOUT"})
@@ -36,36 +34,6 @@ UNSEEN_SECONDS = 30.0
 logger = log.get("fleet")
 
 
-class Listing:
-    """What Slurm said last about this home's allocations, shared by all pools so that one question serves them all."""
-
-    def __init__(self, slurm: Slurm, home: Path, now: Callable[[], float] = time.time) -> None:
-        self.slurm = slurm
-        self.home = home
-        self.now = now
-        self.asked = 0.0
-        self.known: dict[Name, Seen] | None = None
-        self.trouble = "Slurm has not been asked yet."
-
-    def refresh(self) -> None:
-        """Ask again, if a minute has passed."""
-        if self.now() - self.asked < ASK_EVERY_SECONDS:
-            return
-        self.asked = self.now()
-        try:
-            seen = self.slurm.allocations()
-        except EdifError as error:
-            self.known, self.trouble = None, str(error)
-            logger.warning("nothing is known of the allocations", error=str(error))
-            return
-        self.trouble = ""
-        self.known = {name: each for each in seen if (name := names.read(each.name, self.home))}
-
-    def forget(self) -> None:
-        """Count as knowing nothing until Slurm is asked again."""
-        self.known, self.trouble = None, "The last submission failed, and Slurm has not been asked since."
-
-
 @dataclass
 class Submitted:
     """An allocation of this pool that has not been seen to end."""
@@ -73,6 +41,9 @@ class Submitted:
     job_id: str
     since: float
     seen: Seen | None = None
+    served: bool = False
+    cancelled_at: float = -1.0
+    """The listing in which it was pending when it was last taken back, by that listing's time."""
 
     @property
     def began(self) -> float | None:
@@ -86,7 +57,7 @@ class SlurmLauncher:
 
     Args:
         draft: what the allocation of a name is told.
-        succeed: gets the next generation of a lineage that broke, as `succession.succeed`.
+        succeed: gets the generation after one that broke, as `succession.succeed`.
     """
 
     def __init__(
@@ -95,7 +66,7 @@ class SlurmLauncher:
         pool: Pool,
         listing: Listing,
         draft: Callable[[Name], order.Order],
-        succeed: Callable[[order.Order, str], str],
+        succeed: Callable[[order.Order, str], str | None],
     ) -> None:
         self.home = home
         self.pool = pool
@@ -110,34 +81,42 @@ class SlurmLauncher:
         """Lost without a successor, and their allocations: the next launches continue their lineages."""
 
     def launch(self) -> str:
-        """Submit one more allocation.
+        """Submit one more allocation, the successor of one that broke if there is such.
 
         Raises:
-            ComponentError: Slurm refused, or nobody knows what runs.
+            SlurmSilent: nobody knows what runs, so it was not tried.
+            ComponentError: Slurm refused, or did not tell what became of it.
         """
         if self.listing.known is None:
-            raise ComponentError(self.listing.trouble)
-        name = names.first(self.home.root, self.pool.name)
+            raise SlurmSilent(self.listing.trouble)
+        forget_kept(self.home.root)  # what a fleet after this one may not know from a listing of before
         try:
-            if self._broken:
-                broken, predecessor = self._broken.popitem()
-                name = broken.next
-                job_id = self.succeed(
-                    self.draft(name), predecessor
-                )  # "": somebody else is at it, and Slurm will show it
-            else:
-                job_id = submit(self.home, self.draft(name), self.listing.slurm)
-        except ComponentError:
-            self.listing.forget()  # it may exist all the same
+            name, job_id = self._continue() or self._begin()
+        except Unsure:
+            self.listing.forget()
             raise
         self._submitted[name] = Submitted(job_id, self.listing.now())
         logger.info("allocation submitted", allocation=name.allocation, job=job_id)
         return name.worker
 
+    def _continue(self) -> tuple[Name, str] | None:
+        """The next generation of a lineage that broke and has not ended; "" for an allocation that somebody else is
+        getting, and that Slurm will show."""
+        while self._broken:
+            broken, predecessor = self._broken.popitem()
+            job_id = self.succeed(self.draft(broken.next), predecessor)
+            if job_id is not None:
+                return broken.next, job_id
+        return None
+
+    def _begin(self) -> tuple[Name, str]:
+        name = names.first(self.home.root, self.pool.name)
+        return name, submit(self.home, self.draft(name), self.listing.slurm)
+
     def launched(self) -> list[Launched]:
         self._look()
         now = self.listing.now()
-        return [Launched(name.worker, each.began or now) for name, each in self._submitted.items()]
+        return [Launched(name.worker, each.began or now, each.served) for name, each in self._submitted.items()]
 
     def ended(self) -> list[Ended]:
         self._look()
@@ -146,10 +125,11 @@ class SlurmLauncher:
             report = order.read_report(self.home.root, name)
             if report:
                 self._heed(name, report)
+                each.served = report.served
             settled = report is not None and report.ended is not None
             if not settled and not self._has_gone(name, each):
                 continue
-            if report and report.ended and report.terminated and self.listing.asked < report.ended + LAG_SECONDS:
+            if report and report.ended and report.terminated and self.listing.told < report.ended + LAG_SECONDS:
                 continue  # by whom is for Slurm to say
             del self._submitted[name]
             self._buried.add(name)
@@ -166,10 +146,16 @@ class SlurmLauncher:
         return self.listing.trouble
 
     def halt(self) -> None:
-        seen = [each.seen for each in self._submitted.values() if each.seen]
-        waiting = [each.job_id for each in seen if each.phase is Phase.PENDING]
-        self._cancelled.update(waiting)
-        self.listing.slurm.cancel(waiting)
+        told = self.listing.told
+        waiting = [
+            each
+            for each in self._submitted.values()
+            if each.seen and each.seen.phase is Phase.PENDING and each.cancelled_at < told
+        ]
+        for each in waiting:
+            each.cancelled_at = told
+        self._cancelled.update(each.job_id for each in waiting)
+        self.listing.slurm.cancel([each.job_id for each in waiting])
 
     def _look(self) -> None:
         self.listing.refresh()
@@ -180,7 +166,9 @@ class SlurmLauncher:
             if name.pool != self.pool.name or name in self._buried:
                 continue
             if name not in self._submitted and seen.phase is not Phase.ENDED:  # a fleet before this one did
-                self._submitted[name] = Submitted(seen.job_id, seen.start or self.listing.now())
+                running = seen.phase is not Phase.PENDING  # else its start is Slurm's estimate, in days perhaps
+                since = (seen.start if running else None) or self.listing.now()
+                self._submitted[name] = Submitted(seen.job_id, since)
             if name in self._submitted:
                 self._submitted[name].seen = seen
 
@@ -193,7 +181,7 @@ class SlurmLauncher:
 
     def _has_gone(self, name: Name, each: Submitted) -> bool:
         """Whether Slurm, asked since, says that it ended or does not know it any more."""
-        if self.listing.known is None or self.listing.asked < each.since + UNSEEN_SECONDS:
+        if self.listing.known is None or self.listing.told < each.since + UNSEEN_SECONDS:
             return False
         seen = self.listing.known.get(name)
         return seen is None or seen.phase is Phase.ENDED
@@ -205,14 +193,15 @@ class SlurmLauncher:
             lived, status, cause = report.longest if report.served else 0.0, report.status, report.cause
         else:
             lived = self.listing.now() - (report.started if report else each.began or self.listing.now())
-            status = 1 if state in FAILED or (report is None and state not in EXPECTED) else None
+            status = 1 if state in FAILED or (report is None and state not in EXPECTED and each.job_id) else None
             words = process.last_words(self.home, name.worker) or _end_of(self._log(each))
             said = f"Slurm says {state}" if state else "Slurm does not know it any more"
             cause = f"{said}; its last words: {words or 'none'}"
         cancelled = state == "CANCELLED" and each.job_id not in self._cancelled
         if status and not cancelled and lived > ALLOCATIONS.young_seconds and name.next not in self._submitted:
             self._broken[name] = each.job_id
-        return Ended(name.worker, lived, None if cancelled else status, cause[-WORDS:], cancelled)
+        waiting = name.lineage if report is None and each.began is None else ""
+        return Ended(name.worker, lived, None if cancelled else status, cause[-WORDS:], cancelled, waiting)
 
     def _log(self, each: Submitted) -> Path:
         return order.folder(self.home.root) / f"{each.job_id}_0_log.out"

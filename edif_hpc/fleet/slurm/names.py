@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+PREFIX = "edif-"
 PATTERN = re.compile(r"edif-(?P<home>[0-9a-f]{6})-(?P<pool>[a-z][a-z0-9-]*)-(?P<lineage>[0-9a-f]{6})-g(?P<number>\d+)")
 
 
@@ -49,6 +50,11 @@ def read(text: str, home: Path) -> Name | None:
     if match is None or match["home"] != tag(home):
         return None
     return Name(match["home"], match["pool"], match["lineage"], int(match["number"]))
+
+
+def is_one(text: str) -> bool:
+    """Whether an allocation of this name may be one of ours, of whichever home."""
+    return text.startswith(PREFIX)
 
 
 def tag(home: Path) -> str:

@@ -7,20 +7,21 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 
-from .commands import Slurm
+from .commands import Slurm, Unsure
 from .order import Order, folder, sweep, write_order
 from .script import Executor, parameters
-from .text import first_error
+from .text import first_error, is_refusal
 
 
 def submit(home: Home, order: Order, slurm: Slurm, *, dependency: str = "") -> str:
-    """Submit an allocation and return its id. It may exist all the same when this raises: look before trying again.
+    """Submit an allocation and return its id.
 
     Args:
         slurm: whose books this goes into.
 
     Raises:
-        ComponentError: with what Slurm said.
+        Unsure: nobody knows whether it exists; look before trying again.
+        ComponentError: Slurm refused it; with what Slurm said.
     """
     from .supervisor import supervise  # which submits as well, and so imports this module
 
@@ -32,10 +33,9 @@ def submit(home: Home, order: Order, slurm: Slurm, *, dependency: str = "") -> s
         slurm.count("sbatch")
         return str(executor.submit(supervise, str(path)).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise ComponentError(f"Slurm refused an allocation of the pool {order.pool.name}: {_said(error)}") from error
+        said, pool = first_error(str(error)), order.pool.name
+        if not is_refusal(str(error)):
+            raise Unsure(f"Slurm did not tell what became of an allocation of the pool {pool}: {said}") from error
+        raise ComponentError(f"Slurm refused an allocation of the pool {pool}: {said}") from error
     except (RuntimeError, OSError) as error:  # submitit finds no srun, or no sbatch
         raise ComponentError(f"No allocation could be submitted from here: {error}") from error
-
-
-def _said(error: Exception) -> str:
-    return first_error(str(error))

@@ -48,11 +48,11 @@ def find(order: Order, slurm: Slurm) -> str:
     return next((seen.job_id for seen in living if seen.name == name), "")
 
 
-def succeed(home: Home, endpoint: RedisEndpoint, order: Order, slurm: Slurm, predecessor: str) -> str:
+def succeed(home: Home, endpoint: RedisEndpoint, order: Order, slurm: Slurm, predecessor: str) -> str | None:
     """See to it that this generation exists, whoever else wants that too. Blocks; may take minutes.
 
     Returns:
-        Its allocation; empty: somebody else is at it, or the lineage has ended.
+        Its allocation; empty: somebody else is getting it; None: the lineage has ended.
 
     Raises:
         ComponentError: as `submit_once`.
@@ -61,11 +61,13 @@ def succeed(home: Home, endpoint: RedisEndpoint, order: Order, slurm: Slurm, pre
     return asyncio.run(_succeed(home, endpoint, order, slurm, predecessor))
 
 
-async def _succeed(home: Home, endpoint: RedisEndpoint, order: Order, slurm: Slurm, predecessor: str) -> str:
+async def _succeed(home: Home, endpoint: RedisEndpoint, order: Order, slurm: Slurm, predecessor: str) -> str | None:
     taker = secrets.token_hex(8)
     async with endpoint.client(connections=2) as redis:
         lineages = Lineages(redis)
         intent = await lineages.take(order.lineage, order.generation, taker)
+        if intent.answer is Answer.ENDED:
+            return None
         if intent.answer is not Answer.YOURS:
             return intent.detail if intent.answer is Answer.SUBMITTED else ""
         try:

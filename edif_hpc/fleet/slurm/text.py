@@ -1,12 +1,13 @@
 """What Slurm's commands print, read. Nothing here runs one, so all of it is tested on captured text.
 
-A line that cannot be read makes the whole answer unknown: a listing with holes would look like allocations that ended,
-and each would be replaced.
+A line of ours that cannot be read makes the whole answer unknown: a listing with holes would look like allocations that
+ended, and each would be replaced. What else the same user runs need not be understood.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -18,7 +19,7 @@ NO_TIME = frozenset({"N/A", "NONE", "Unknown", "UNLIMITED", "INVALID", ""})
 
 
 class Phase(StrEnum):
-    """What an allocation's state means here; Slurm knows some twenty-five."""
+    """What an allocation's state means here; Slurm knows some thirty, and each version a few more."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -29,12 +30,15 @@ class Phase(StrEnum):
 PHASES = {
     "PENDING": Phase.PENDING, "CONFIGURING": Phase.PENDING, "REQUEUED": Phase.PENDING, "REQUEUE_HOLD": Phase.PENDING,
     "REQUEUE_FED": Phase.PENDING, "SPECIAL_EXIT": Phase.PENDING, "RESV_DEL_HOLD": Phase.PENDING,
+    "POWER_UP_NODE": Phase.PENDING, "EXPEDITING": Phase.PENDING,
     "RUNNING": Phase.RUNNING, "SUSPENDED": Phase.RUNNING, "STOPPED": Phase.RUNNING, "RESIZING": Phase.RUNNING,
     "SIGNALING": Phase.RUNNING, "COMPLETING": Phase.ENDING, "STAGE_OUT": Phase.ENDING,
     "BOOT_FAIL": Phase.ENDED, "CANCELLED": Phase.ENDED, "COMPLETED": Phase.ENDED, "DEADLINE": Phase.ENDED,
     "FAILED": Phase.ENDED, "NODE_FAIL": Phase.ENDED, "OUT_OF_MEMORY": Phase.ENDED, "PREEMPTED": Phase.ENDED,
-    "REVOKED": Phase.ENDED, "TIMEOUT": Phase.ENDED,
+    "REVOKED": Phase.ENDED, "TIMEOUT": Phase.ENDED, "LAUNCH_FAILED": Phase.ENDED, "RECONFIG_FAIL": Phase.ENDED,
 }  # fmt: skip
+UNSURE = ("timed out", "Unable to contact", "Zero Bytes", "Connection refused")
+"""In sbatch's words: slurmctld may have taken the submission all the same."""
 
 
 class Unreadable(ValueError):
@@ -60,23 +64,33 @@ class Seen:
 
     @property
     def phase(self) -> Phase:
-        return PHASES[self.state]
+        return PHASES.get(self.state, Phase.RUNNING)  # a state of a newer Slurm's: it has not ended, as far as is known
 
 
-def parse_squeue(text: str) -> list[Seen]:
+def parse_squeue(text: str, is_ours: Callable[[str], bool] = lambda name: True) -> list[Seen]:
     """Read `squeue -h -o FORMAT`.
 
+    Args:
+        is_ours: by its name, whether an allocation is to be read; others are passed over.
+
     Raises:
-        Unreadable: a line is not of that form, or names a state that no Slurm is known to have.
+        Unreadable: a line is not of that form.
     """
-    return [_seen(line) for line in text.splitlines() if line.strip()]
+    lines = [_fields(line) for line in text.splitlines() if line.strip()]
+    return [_seen(fields) for fields in lines if is_ours(fields[-1])]
 
 
-def _seen(line: str) -> Seen:
+def _fields(line: str) -> list[str]:
     fields = [field.strip() for field in line.split("|", FIELDS - 1)]
-    if len(fields) != FIELDS or not re.fullmatch(r"\d+(_\S+)?", fields[0]) or fields[1] not in PHASES:
+    if len(fields) != FIELDS:
         raise Unreadable(f"squeue printed {line[:200]!r}")
+    return fields
+
+
+def _seen(fields: list[str]) -> Seen:
     job_id, state, reason, start, end, nodes, name = fields
+    if not re.fullmatch(r"\d+([_+]\S+)?", job_id) or not re.fullmatch(r"[A-Z_]+", state):
+        raise Unreadable(f"squeue printed {'|'.join(fields)[:200]!r}")
     return Seen(job_id, name, state, reason.strip("()"), parse_time(start), parse_time(end), nodes)
 
 
@@ -100,6 +114,11 @@ def parse_submitted(text: str) -> str:
     if not match:
         raise Unreadable(f"sbatch printed {text.strip()[:200]!r}")
     return match[1]
+
+
+def is_refusal(said: str) -> bool:
+    """Whether these words of sbatch's mean that nothing was submitted."""
+    return bool(said.strip()) and not any(words in said for words in UNSURE)
 
 
 def first_error(text: str) -> str:

@@ -1,0 +1,180 @@
+"""A fleet as a process, beside a real Redis and a Slurm of executables that refuses, fails or hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from redis.asyncio import Redis
+
+from edif_hpc.core.endpoints import RedisEndpoint
+from edif_hpc.core.home import Home
+from edif_hpc.core.queue import Queue, Submission, keys
+from edif_hpc.core.settings import LimitSettings
+from edif_hpc.fleet import brake
+from edif_hpc.fleet.health import Health, read_health
+from tests.support.servers import eventually, redis_server
+from tests.worker.started import prepared
+
+T = TypeVar("T")
+SETTINGS = """
+[fleet]
+tick_seconds = 0.2
+backoff_seconds = [600, 600]
+[[pool]]
+name = "bad"
+partition = "nowhere"
+min_workers = 1
+[[pool]]
+name = "good"
+min_workers = 1
+"""
+SQUEUE = """#!/bin/sh
+echo asked >> {folder}/asked
+[ -e {folder}/hangs ] && exec sleep 300
+cat {folder}/queue
+"""
+SBATCH = """#!{python}
+import pathlib, re, sys
+folder = pathlib.Path({folder!r})
+script = pathlib.Path(sys.argv[1]).read_text()
+name = re.search(r"--job-name=(\\S+)", script)[1]
+with (folder / "submitted").open("a") as submitted:
+    submitted.write(name + "\\n")
+if "nowhere" in script:
+    sys.exit("sbatch: error: Batch job submission failed: Invalid partition name specified")
+with (folder / "queue").open("a") as queue:
+    queue.write(f"7|PENDING|Priority|N/A|N/A||{{name}}\\n")
+print("Submitted batch job 7")
+"""
+SCANCEL = """#!/bin/sh
+echo $@ >> {folder}/cancelled
+exit 1
+"""
+SILENT_SECONDS = 3.0
+"""Some looks of the fleet's, in which nothing is to happen."""
+
+
+@dataclass
+class Site:
+    folder: Path
+    home: Home
+    redis: RedisEndpoint
+
+    @contextmanager
+    def fleet(self) -> Iterator[subprocess.Popen[bytes]]:
+        environment = {"PATH": f"{self.folder}/bin:/usr/bin:/bin", "HOME": str(self.home.root)}
+        command = [sys.executable, "-m", "edif_hpc.cli", "fleet", "--home", str(self.home.root)]
+        with (self.home.logs / "fleet.log").open("ab") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd="/")
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def ask(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        async def run() -> T:
+            async with self.redis.client() as redis:
+                return await work(redis)
+
+        return asyncio.run(run())
+
+    def lines(self, name: str) -> list[str]:
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def submitted(self, pool: str) -> int:
+        return sum(f"-{pool}-" in line for line in self.lines("submitted"))
+
+    def health(self, pool: str) -> Health:
+        return self.ask(read_health).get(pool, Health())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "queue").touch()
+    (tmp_path / "redis").mkdir()
+    for name, text in {"squeue": SQUEUE, "sbatch": SBATCH, "srun": SBATCH, "scancel": SCANCEL}.items():
+        program = tmp_path / "bin" / name
+        program.write_text(text.format(folder=str(tmp_path), python=sys.executable))
+        program.chmod(0o755)
+    with redis_server(tmp_path / "redis") as redis:
+        home = prepared(tmp_path / "home", redis)
+        home.config.write_text(home.config.read_text() + SETTINGS)
+        yield Site(tmp_path, home, redis)
+
+
+def test_a_pool_that_slurm_refuses_keeps_no_other_from_starting_and_says_why(site: Site) -> None:
+    with site.fleet():
+        eventually(lambda: site.submitted("good") == 1, 30.0, "the good pool's allocation")
+        assert site.submitted("bad") == 1
+        assert site.health("good").deaths == 0
+        told = eventually(lambda: site.ask(lambda redis: redis.hget(keys.NOTICES, "pool:bad")), 10.0, "a notice")
+        assert b"Invalid partition" in told
+
+
+def test_a_fleet_that_is_started_again_keeps_to_the_back_off(site: Site) -> None:
+    with site.fleet():
+        eventually(lambda: site.health("bad").deaths == 1, 30.0, "the refusal")
+    with site.fleet():
+        eventually(lambda: site.submitted("good") >= 1, 30.0, "a fleet that launches")
+        still(lambda: site.submitted("bad") == 1)
+        assert site.health("bad").deaths == 1
+    assert len(site.lines("asked")) <= 2
+
+
+def test_a_stopped_pool_whose_allocation_cannot_be_taken_back_ends_no_fleet(site: Site) -> None:
+    (site.folder / "queue").write_text("")
+    with site.fleet():
+        eventually(lambda: site.submitted("good") == 1, 30.0, "an allocation")
+    (site.home.root / "allocations" / "listing.json").unlink(missing_ok=True)
+    with site.fleet() as fleet:
+        eventually(lambda: site.health("good").pending == "Priority", 30.0, "what waits")
+        site.ask(lambda redis: brake.stop(redis, "good"))
+        eventually(lambda: site.lines("cancelled"), 30.0, "its cancelling")
+        still(lambda: len(site.lines("cancelled")) == 1 and fleet.poll() is None)
+
+
+def test_while_slurm_hangs_requests_of_the_dead_come_back(site: Site) -> None:
+    (site.folder / "hangs").touch()
+
+    async def lose(redis: Redis) -> None:
+        queue = Queue(redis, LimitSettings())
+        await queue.submit(Submission("r1", "ann", "model", "trace", {}, b"payload"))
+        assert await queue.claim("worker-dead", ["model"], 0.1)
+
+    with site.fleet():
+        eventually(lambda: site.lines("asked"), 30.0, "the question that hangs")
+        site.ask(lose)
+        events = eventually(lambda: site.ask(came_back), 40.0, "the request's return")
+        assert "stopped answering" in events
+        assert "until Slurm answers" in eventually(
+            lambda: (site.ask(lambda redis: redis.hget(keys.NOTICES, "pool:good")) or b"").decode(), 20.0, "the reason"
+        )
+
+
+async def came_back(redis: Redis) -> str:
+    found = await Queue(redis, LimitSettings()).describe("r1")
+    assert found
+    seen: Any = redis
+    events = await seen.xrange(keys.events("r1"))
+    told = [fields[b"description"].decode() for _, fields in events]
+    return next((each for each in told if each.startswith("Back in the queue")), "")
+
+
+def still(condition: Callable[[], bool]) -> None:
+    """It holds now and goes on to."""
+    until = time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < until:
+        assert condition()
+        time.sleep(0.1)  # nothing tells that nothing happens
