@@ -131,8 +131,11 @@ for bind in "${BINDS[@]}"; do options+=(--bind "$bind"); done
 for place in "$EDIF_HOME" "$CACHE"; do  # what is bound below the container's /tmp needs a place to be mounted onto
     if [[ "$place" = /tmp/* ]]; then mkdir -p "$scratch/${place#/tmp/}"; fi
 done
-for name in SLURM_JOB_ID SLURM_JOB_NAME SLURM_JOB_PARTITION SLURMD_NODENAME SLURM_CPUS_PER_TASK "${VISIBLE[@]}"; do
+for name in SLURM_JOB_ID SLURM_JOB_NAME SLURM_JOB_PARTITION SLURMD_NODENAME SLURM_CPUS_PER_TASK; do
     if [ -n "${!name+set}" ]; then options+=("--env=$name=${!name}"); fi
+done
+for name in "${VISIBLE[@]}"; do  # Slurm may set several that hide devices, and together they hide more: the first
+    if [ -n "${!name+set}" ]; then options+=("--env=$name=${!name}"); break; fi
 done
 for pair in "${PROXIES[@]}" "${NETWORK[@]}" TMPDIR=/tmp LANG=C.UTF-8 PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/tmp/xdg \
     TRITON_CACHE_DIR=/tmp/triton TORCHINDUCTOR_CACHE_DIR=/tmp/inductor \

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 
 import typer
 
-from .context import ConfigOption, HomeOption, JsonOption, locate, refusals, settings_for, table
+from .context import ConfigOption, HomeOption, JsonOption, glance, refusals, settings_for, table
 
 SHOW_HELP = """Show every setting, its effective value and where that came from. Secrets are masked.
 
@@ -40,11 +40,7 @@ def register(app: typer.Typer) -> None:
 
 @refusals
 def show(home: HomeOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
-    from edif_hpc.core.home import Home
-
-    place = Home.locate(home)
-    if place.root.exists():
-        locate(home)
+    place = glance(home)
     loaded = settings_for(place, config)
     rows = [
         {"setting": name, "value": masked(value), "origin": loaded.origins.get(name, "default")}

@@ -18,13 +18,24 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+def _absolute(path: Path | None) -> Path | None:
+    """What components run from is another folder than the command's."""
+    return path.expanduser().absolute() if path else None
+
+
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", metavar="DIR", help="The home to work on (default: EDIF_HPC_HOME, else ~/.edif-hpc)."),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings file (default: edif-hpc.toml in the home)."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        callback=_absolute,
+        help="Settings file (default: edif-hpc.toml in the home).",
+    ),
 ]
 WIDE = 200
 """Columns of a table that goes into a file or a pipe, where there is no terminal to fit."""
@@ -39,6 +50,16 @@ def locate(home: Path | None, *, create: bool = False) -> Home:
     if create:
         return found.create()
     found.check()
+    return found
+
+
+def glance(home: Path | None) -> Home:
+    """The home of a command that only reads settings: it need not exist yet."""
+    from edif_hpc.core.home import Home
+
+    found = Home.locate(home)
+    if found.root.exists():
+        found.check()
     return found
 
 

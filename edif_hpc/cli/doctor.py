@@ -259,6 +259,12 @@ def _redis(home: Home, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "redis", "failed", f"its policy is {info['maxmemory_policy']}", "set maxmemory-policy noeviction there"
         )
+    if settings.redis.url and not info.get("aof_enabled"):
+        advice = "set appendonly yes there: without it, a restart of Redis forgets requests that were accepted"
+        yield Finding("redis", "warning", "it keeps no append-only file", advice)
+    if settings.redis.url.startswith("redis://") and any(pool.launcher == "slurm" for pool in settings.pool):
+        advice = "use rediss:// where others share the network: passwords and payloads travel in plain text"
+        yield Finding("redis", "warning", "workers reach it without TLS", advice)
     behind = abs(seconds + micros / 1e6 - now)
     if behind > CLOCK_SECONDS:
         yield Finding("clock", "warning", f"{behind:.1f} s away from Redis's", "synchronise this machine's clock (NTP)")

@@ -29,9 +29,14 @@ Examples:
 """
 DOWN_HELP = """Stop every component of the home, in order: fleet, workers (drained), gateway, store, Redis.
 
-Example:
+Allocations are cancelled, unless they are to be kept: their workers then serve on when the service is up again, and end
+if that takes longer than worker.offline_seconds (10 minutes).
+
+Examples:
 
   edif-hpc down --home /scratch/me/edif
+
+  edif-hpc down --keep-allocations
 """
 
 
@@ -55,7 +60,7 @@ def up(
     from edif_hpc.core.errors import ComponentError
     from edif_hpc.fleet import process, state
     from edif_hpc.fleet.supervise import SUPERVISOR
-    from edif_hpc.fleet.up import check, poke, turn, wait_ready
+    from edif_hpc.fleet.up import check, poke, refuse_silent, turn, wait_ready
     from edif_hpc.fleet.up import detach as start_detached
 
     if detach and any(name in os.environ for name in CONTAINER):
@@ -85,6 +90,7 @@ def up(
         return
     check(place, settings)
     if not running:
+        refuse_silent(place, settings)
         state.remember_up(place, config, loaded)
     state.write_failures(place, {})
     if not detach:
@@ -104,8 +110,7 @@ def _loaded(place: Home, config: Path | None, options: dict[str, Any], running: 
     given = {section: values for section, values in options.items() if values}
     if not running:
         state.forget_up(place)
-        chosen = config.absolute() if config else place.config
-        return load(chosen, given, must_exist=config is not None)
+        return load(config or place.config, given, must_exist=config is not None)
     present = settings_for(place)
     wanted = settings_for(place, config, given)
     if wanted.settings != present.settings:
@@ -163,10 +168,15 @@ def supervise(home: HomeOption = None) -> None:
 
 
 @refusals
-def down(home: HomeOption = None) -> None:
+def down(
+    home: HomeOption = None,
+    keep_allocations: Annotated[
+        bool, typer.Option("--keep-allocations", help="Leave the home's Slurm allocations running.")
+    ] = False,
+) -> None:
     from edif_hpc.fleet.up import down as stop
 
     place = locate(home)
     with working("Stopping …") as say:
-        killed = stop(place, say)
+        killed = stop(place, say, keep_allocations=keep_allocations)
     print("Down." if not killed else f"Down; killed: {', '.join(killed)}.")

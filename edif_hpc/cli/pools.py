@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .context import ConfigOption, HomeOption, JsonOption, locate, refusals, settings_for, table
+from .context import ConfigOption, HomeOption, JsonOption, glance, locate, refusals, settings_for, table
 
 if TYPE_CHECKING:
     from edif_hpc.core.home import Home
@@ -87,7 +87,7 @@ def list_pools(home: HomeOption = None, config: ConfigOption = None, json: JsonO
     from edif_hpc.fleet.health import Health
     from edif_hpc.fleet.pools import pools_of
 
-    place = locate(home)
+    place = glance(home)
     pools = pools_of(settings_for(place, config).settings)
     workers = _workers(place)
     braked, health = _braked(place), _health(place)
@@ -112,7 +112,7 @@ def list_pools(home: HomeOption = None, config: ConfigOption = None, json: JsonO
 
 @refusals
 def show(name: NameArgument, home: HomeOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
-    pool = _find(settings_for(locate(home), config).settings, name)
+    pool = _find(settings_for(glance(home), config).settings, name)
     values = pool.model_dump(mode="json")
     if json:
         print(json_module.dumps(values, indent=2))
@@ -131,7 +131,7 @@ def script(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
     from edif_hpc.fleet.slurm import names, order
     from edif_hpc.fleet.slurm.script import script as text
 
-    place = locate(home)
+    place = glance(home)
     pool = _find(settings_for(place, config).settings, name)
     if pool.launcher != "slurm":
         raise SettingsError(f"The pool {name} starts processes on this machine; there is no script for it.")

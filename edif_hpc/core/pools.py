@@ -20,17 +20,21 @@ LEAST_SECONDS = 2 * MINUTE
 """A walltime below this leaves no time to load a model and hand over."""
 SLURM_ONLY = (
     "image", "partition", "account", "qos", "reservation", "constraint", "gres", "gpus", "cpus", "memory", "nodes",
-    "exclusive", "options", "setup", "binds", "handover", "interconnect", "adapters", "interfaces",
+    "exclusive", "options", "setup", "binds", "handover", "interconnect", "adapters", "interfaces", "time", "proxies",
 )  # fmt: skip
 OWNED_OPTIONS = (
     "job-name", "output", "error", "open-mode", "time", "signal", "dependency", "requeue", "no-requeue", "export",
     "array", "nodes", "ntasks", "ntasks-per-node", "partition", "account", "qos", "reservation", "constraint", "gres",
-    "gpus", "cpus-per-task", "mem", "exclusive", "wait", "test-only", "parsable", "wrap", "chdir",
+    "gpus", "cpus-per-task", "mem", "exclusive", "wait", "test-only", "parsable", "wrap", "chdir", "get-user-env",
+    "export-file",
 )  # fmt: skip
 """What a pool's extra options may not set: the launcher does, from keys of their own or for its own needs."""
 LISTED = r"(\^?=?{name}(,{name})*)?"
 """How NCCL writes a list of names: `=` takes them exactly and not as prefixes, `^` excludes them."""
 ADAPTER, INTERFACE = r"[A-Za-z0-9_.-]+(:\d+)?", r"[A-Za-z0-9_.-]+"
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+COUNTED_GRES = re.compile(r"gpu(:[A-Za-z_][\w.-]*)?(:(?P<count>\d+))?(\([^)]*\))?")
+"""A generic resource whose number is known to be one of GPUs: `gpu`, `gpu:2`, `gpu:a100`, `gpu:a100:2`."""
 TIME = re.compile(
     r"(?:(?P<days>\d+)-(?P<dh>\d+)(?::(?P<dm>\d+)(?::(?P<ds>\d+))?)?"
     r"|(?P<h>\d+):(?P<m>\d+):(?P<s>\d+)|(?P<mm>\d+):(?P<ss>\d+)|(?P<minutes>\d+))"
@@ -97,6 +101,14 @@ class Pool(BaseModel):
         match = re.fullmatch(r"(\d+)([KMGT]?)", self.memory)
         return int(match[1]) * UNITS[match[2] or "M"] if match else None
 
+    @property
+    def gpu_count(self) -> int | None:
+        """GPUs of an allocation, as far as they can be told from what is asked for; None where they cannot."""
+        match = COUNTED_GRES.fullmatch(self.gres)
+        if match:
+            return int(match["count"] or 1)
+        return self.gpus or None
+
     def serves(self, repo_id: str) -> bool:
         return any(fnmatchcase(repo_id, pattern) for pattern in self.models)
 
@@ -142,6 +154,33 @@ class Pool(BaseModel):
                 raise ValueError(f"options: --{match[1]} is set by edif-hpc; use the pool's own keys")
         return options
 
+    @field_validator("image")
+    @classmethod
+    def whole_path(cls, path: str) -> str:
+        if path and not path.startswith("/"):
+            raise ValueError(f"{path!r} must be a whole path, from / on, as compute nodes see it")
+        return path
+
+    @field_validator("binds")
+    @classmethod
+    def whole_paths(cls, binds: list[str]) -> list[str]:
+        for bind in binds:
+            if not bind.startswith("/"):
+                raise ValueError(f"{bind!r} must begin with a whole path, as /scratch or /a:/b:ro")
+        return binds
+
+    @field_validator("proxies")
+    @classmethod
+    def proxies_and_nothing_else(cls, proxies: dict[str, str]) -> dict[str, str]:
+        for name, value in proxies.items():
+            if name.lower() not in PROXIES:
+                raise ValueError(f"{name!r} is no proxy variable; there are: {', '.join(PROXIES)}")
+            if "@" in value:
+                raise ValueError(
+                    f"{name} holds a user or a password, which everybody on a node could read; leave it out"
+                )
+        return proxies
+
     @field_validator("setup", "binds")
     @classmethod
     def single_lines(cls, lines: list[str]) -> list[str]:
@@ -163,10 +202,13 @@ class Pool(BaseModel):
         if self.memory and any(option.startswith("--mem-per-") for option in self.options):
             raise ValueError("memory and --mem-per-... in options contradict each other; Slurm takes one of them")
         by_option = any(option.startswith("--gpus-per-") for option in self.options)
-        wants_gpu = bool(self.gpus or "gpu" in self.gres or by_option)
-        if self.accelerator == "cpu" and wants_gpu:
+        if self.gpu_count == 0:
+            raise ValueError(f"gres is {self.gres}, which asks for no GPU; leave it out, or ask for one at least")
+        if self.accelerator == "cpu" and (self.gpus or "gpu" in self.gres or by_option):
             raise ValueError("accelerator is cpu, but gres, gpus or options ask for GPUs; set it to cuda or rocm")
-        if self.launcher == "slurm" and self.accelerator != "cpu" and not (wants_gpu or self.exclusive):
+        # What a site's GPUs are called as generic resources is its own choice.
+        wants_gpu = self.gpus or self.gres or by_option or self.exclusive
+        if self.launcher == "slurm" and self.accelerator != "cpu" and not wants_gpu:
             raise ValueError(f"accelerator is {self.accelerator}, but no GPU is asked for; set gres, gpus or exclusive")
         self._check_interconnect()
         return self

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from . import contradictions
 from .errors import SettingsError
 from .isolation import Isolation
 from .pools import Pool
@@ -148,6 +149,13 @@ class SlurmSettings(Section):
     squeue: str = Field("squeue", min_length=1, description="The site's squeue.")
     scancel: str = Field("scancel", min_length=1, description="The site's scancel.")
 
+    @field_validator("sbatch", "squeue", "scancel")
+    @classmethod
+    def one_program(cls, name: str) -> str:
+        if any(character.isspace() for character in name):
+            raise ValueError(f"{name!r} has spaces; it is the name of a program, and options belong into the pools")
+        return name
+
 
 class FleetSettings(Section):
     workers: int = Field(1, ge=0, le=64, description="Most local workers at a time.")
@@ -241,27 +249,10 @@ def load(file: Path, overrides: dict[str, Any] | None = None, *, must_exist: boo
         raise SettingsError(
             f"The setting {key} ({origin}) is wrong: {message.removeprefix('Value error, ')}."
         ) from None
-    if trouble := _against_ranks(loaded.settings):
-        origin = origins["models.tensor_parallel"]
-        ranks = loaded.settings.models.tensor_parallel
-        raise SettingsError(f"The setting models.tensor_parallel ({origin}) cannot be {ranks} here: {trouble}.")
+    if found := contradictions.first(loaded.settings):
+        origin = origins.get(found.key) or origins.get(found.key.partition(".")[0], "settings")
+        raise SettingsError(f"The setting {found.key} ({origin}) cannot be {found.value} here: {found.trouble}.")
     return loaded
-
-
-def _against_ranks(settings: Settings) -> str:
-    """What other settings have against models on several ranks, if these are wanted."""
-    if settings.models.tensor_parallel == 1:
-        return ""
-    worker = settings.worker
-    levels = {"worker.isolation": worker.isolation, "worker.required_isolation": worker.required_isolation}
-    levels |= {f"pool.{pool.name}.isolation": pool.isolation for pool in settings.pool if pool.isolation}
-    for key, level in levels.items():
-        if level is not Isolation.NONE:
-            said = f"{key} is {level}" if level else f"{key} is empty, which means the strongest level"
-            return f"models on several ranks are served at isolation none only, so far, and {said}; set it to none"
-    if settings.models.adapters:
-        return "models on several ranks take no adapters, so far, and models.adapters names some; empty that list"
-    return ""
 
 
 def _unknown(place: tuple[int | str, ...]) -> str:

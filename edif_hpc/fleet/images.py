@@ -1,7 +1,8 @@
 """Building the images that workers run in, without root and from what the building machine is configured to use.
 
 Wheels are fetched here, outside, by this machine's own pip: so its mirrors, proxies and credentials hold and none of
-them gets into an image. Debian's packages come from the mirror in this machine's own apt configuration.
+them gets into an image. Debian's packages come from the mirror in this machine's own apt configuration, which the build
+sees through loopback, so that its address does not get into the image either.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edif_hpc import __version__
 from edif_hpc.core.errors import ComponentError
+
+from .mirror import through_loopback
 
 ROOT = Path(__file__).parents[2]
 """The checkout, when this is one."""
@@ -32,6 +36,8 @@ TORCH = ("torch==2.13.0+cpu", "torch==2.13.0")
 """The first that pip finds."""
 PACKED = ("--mksquashfs-args", "-comp zstd -Xcompression-level 3")
 """A fraction of the time that the default takes, and quicker to read from."""
+WHEELS = "wheels"
+"""The folder, as the build sees it from where it runs: a whole path would stand in the image."""
 ROOM_BYTES = 6 * 1024**3
 
 Tell = Callable[[str], None]
@@ -84,18 +90,19 @@ def build(kind: str, image: Path, arguments: Mapping[str, str], tell: Tell) -> B
     """
     chosen = KINDS[kind]
     definition = DEFINITIONS / chosen.definition
-    refuse(definition, image)
+    refuse(chosen, image)
     built = Built(image, kind)
     image.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".edif-hpc-image-", dir=image.parent) as folder:
         place = Path(folder)
         found = dict(arguments)
-        if chosen.is_debian:
-            found.setdefault("mirror", debian_mirror())
+        mirror = found.pop("mirror", None) or (debian_mirror() if chosen.is_debian else "")
         with _timed(built, "wheels", tell, "fetching wheels"):
             found = {**fetch_wheels(chosen, place), **found}
         half = place / "image.sif"
-        with _timed(built, "image", tell, f"building {image.name}"):
+        seen = through_loopback(mirror) if mirror else nullcontext("")
+        with _timed(built, "image", tell, f"building {image.name}"), seen as address:
+            found |= {"mirror": address} if address else {}
             options = [*privileges(), *PACKED, *_build_arguments(found)]
             run(["apptainer", "build", *options, str(half), str(definition)], place)
         built.labels = labels(half)
@@ -104,15 +111,16 @@ def build(kind: str, image: Path, arguments: Mapping[str, str], tell: Tell) -> B
     return built
 
 
-def refuse(definition: Path, image: Path) -> None:
+def refuse(kind: Kind, image: Path) -> None:
     """Look for what a build needs before it takes minutes.
 
     Raises:
         ComponentError: the first thing that is missing.
     """
-    if not definition.exists():
+    if not (DEFINITIONS / kind.definition).exists():
         raise ComponentError("Images are built from a checkout of edif_hpc; clone it and run this there.")
-    for program, package in {"apptainer": "Apptainer", "debootstrap": "debootstrap"}.items():
+    wanted = {"apptainer": "Apptainer", **({"debootstrap": "debootstrap"} if kind.is_debian else {})}
+    for program, package in wanted.items():
         if shutil.which(program, path=_path()) is None:
             raise ComponentError(f"There is no {program} here; install {package}, or build on a machine that has it.")
     nearest = next(folder for folder in image.absolute().parents if folder.exists())
@@ -141,10 +149,10 @@ def debian_mirror(apt: Path = APT) -> str:
 
 def fetch_wheels(kind: Kind, place: Path) -> dict[str, str]:
     """Ours, built from the checkout, and all it needs, into a folder. Returns the build arguments that say so."""
-    wheels = place / "wheels"
+    wheels = place / WHEELS
     pip = [sys.executable, "-m", "pip"]
     run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(ROOT)], place)
-    found = {"wheels": str(wheels), "version": __version__}
+    found = {"wheels": WHEELS, "version": __version__}
     download = [*pip, "download", "--quiet", "--only-binary=:all:", "--dest", str(wheels), "--find-links", str(wheels)]
     ours = f"edif-hpc{kind.extras}=={__version__}"
     for python in kind.pythons:

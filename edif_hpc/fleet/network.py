@@ -1,4 +1,4 @@
-"""The address at which other machines reach the embedded servers: whether one is needed, and whether it is ours.
+"""Where other machines reach Redis and the object store: whether that can be right, seen from here.
 
 What it cannot tell: whether a firewall lets compute nodes through to it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from edif_hpc.core.errors import SettingsError
 from edif_hpc.core.settings import Settings
@@ -22,17 +23,44 @@ def embeds(settings: Settings) -> bool:
 
 def refuse_loopback(settings: Settings) -> None:
     """Raise SettingsError when workers would have to dial a loopback, or an address that is not this machine's."""
+    elsewhere = next((pool.name for pool in settings.pool if pool.launcher == "slurm"), None)
+    for key, url in _external(settings).items():
+        if elsewhere and _is_loopback(url):
+            raise SettingsError(
+                f"Workers of the pool {elsewhere} run on other machines and do not reach {key} = {url!r}: name a host "
+                "or address that compute nodes reach."
+            )
     if not embeds(settings):
         return
     if settings.network.address:
         interface(settings.network.address)
         return
-    elsewhere = next((pool.name for pool in settings.pool if pool.launcher == "slurm"), None)
     if elsewhere:
         raise SettingsError(
             f"Workers of the pool {elsewhere} run on other machines and cannot reach a Redis and an object store on "
             f"this machine's loopback: {WHAT_TO_DO}."
         )
+
+
+def meeting_points(settings: Settings) -> list[str]:
+    """The hosts that workers dial, which no proxy leads to."""
+    named = [settings.network.address, *(urlsplit(url).hostname or "" for url in _external(settings).values())]
+    return list(dict.fromkeys(host for host in named if host))
+
+
+def _external(settings: Settings) -> dict[str, str]:
+    given = {"redis.url": settings.redis.url, "store.endpoint": settings.store.endpoint}
+    return {key: url for key, url in given.items() if url}
+
+
+def _is_loopback(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "unix" or parts.hostname in (None, "localhost"):
+        return True
+    try:
+        return ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
 
 
 def interface(address: str) -> str:

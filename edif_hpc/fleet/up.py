@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
-from edif_hpc.core.endpoints import redis_endpoint
-from edif_hpc.core.errors import ComponentError
+from redis.exceptions import RedisError
+
+from edif_hpc.core.endpoints import RedisEndpoint, redis_endpoint, store_endpoint
+from edif_hpc.core.errors import ComponentError, Unavailable
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 
@@ -60,6 +64,36 @@ def check(home: Home, settings: Settings) -> None:
         ):
             raise ports.taken(server, port)
     _refuse_readdressed(home, settings)
+
+
+def refuse_silent(home: Home, settings: Settings) -> None:
+    """Refuse external servers that do not answer: a service that cannot accept anything is not up.
+
+    Raises:
+        ComponentError: one of them does not.
+    """
+    if settings.redis.url:
+        endpoint = redis_endpoint(home, settings)
+        try:
+            asyncio.run(_ping(endpoint))
+        except (RedisError, OSError) as error:
+            raise ComponentError(
+                f"Redis at {endpoint.address} does not answer ({error}); start it, or mend redis.url."
+            ) from None
+    if settings.store.endpoint:
+        from edif_hpc.core.store import Store  # boto3 takes a third of a second, and the embedded store needs none here
+
+        store = Store(store_endpoint(home, settings))
+        try:
+            store.ensure_bucket()
+        except Unavailable as error:
+            raise ComponentError(f"{error} Start it, or mend store.endpoint.") from None
+
+
+async def _ping(endpoint: RedisEndpoint) -> None:
+    client: Any = endpoint.client(retries=0, connections=1)
+    async with client as redis:
+        await redis.ping()
 
 
 def _refuse_readdressed(home: Home, settings: Settings) -> None:
@@ -146,17 +180,20 @@ def poke(home: Home) -> None:
             os.kill(record.pid, RETRY)
 
 
-def down(home: Home, tell: Tell) -> list[str]:
-    """Stop everything, whether a supervisor lives or not, allocations included. Returns what had to be killed.
+def down(home: Home, tell: Tell, *, keep_allocations: bool = False) -> list[str]:
+    """Stop everything, whether a supervisor lives or not. Returns what had to be killed.
 
     The fleet first, which would replace what ends; then the allocations, whose workers hand back to a Redis that lives.
+
+    Args:
+        keep_allocations: leave them alone; their workers wait for Redis to come back, for `worker.offline_seconds`.
     """
     let_go(home)
     with _alone(home):
         refuse_foreign_hosts(home)
         settings = state.settings_of(home).settings
         killed = stop_kind(home, "fleet", tell)
-        if any(pool.launcher == "slurm" for pool in settings.pool):
+        if not keep_allocations and any(pool.launcher == "slurm" for pool in settings.pool):
             with books(lambda: redis_endpoint(home, settings)) as count:
                 end_allocations(home.root, Slurm(settings.slurm, count), tell)
         return killed + stop_all(home, tell)

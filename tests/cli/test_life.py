@@ -42,6 +42,27 @@ def test_up_prints_the_address_and_the_next_step(own: Stack):
     assert not own.answers()
 
 
+@pytest.mark.parametrize("how", [("--detach",), ()])
+def test_settings_are_found_from_another_folder_than_the_commands(tmp_path: Path, how: tuple[str, ...]):
+    """Components run from a folder of their own."""
+    with stack(tmp_path) as made:
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "rel.toml").write_text(f"[gateway]\nport = {made.port}\n[fleet]\nworkers = 0\n")
+        command = [sys.executable, "-m", "edif_hpc.cli", "up", *how, "--config", "rel.toml", "--home", str(made.home)]
+        up = subprocess.Popen(
+            command, cwd=tmp_path / "site", env=made.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        with up:
+            eventually(lambda: made.answers() or up.poll(), 60, "the gateway")
+            assert made.answers(), up.stderr and up.stderr.read()
+            eventually(lambda: {"fleet", "store"} <= set(made.pids()), 30, "all components")
+            rows = {row["setting"]: row["origin"] for row in made.json("config", "show")}
+            assert rows["fleet.workers"] == str(tmp_path / "site" / "rel.toml")
+            made.down()
+            up.communicate()
+        assert up.returncode == 0
+
+
 def test_nothing_is_left_behind_in_an_image(tmp_path: Path):
     """What a container's first command leaves behind loses the image that it runs from."""
     with stack(tmp_path, APPTAINER_CONTAINER="/images/gateway.sif") as made:

@@ -168,3 +168,12 @@ def test_durations(seconds: float, text: str):
 def test_the_version_is_printed():
     done = subprocess.run([sys.executable, "-m", "edif_hpc.cli", "--version"], capture_output=True, text=True)
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", done.stdout)
+
+
+@pytest.mark.parametrize("command", [("list",), ("show", "gpu"), ("script", "gpu")])
+def test_what_would_be_submitted_is_seen_before_anything_is_started(tmp_path: Path, command: tuple[str, ...]):
+    (tmp_path / "site.toml").write_text('[[pool]]\nname = "gpu"\naccelerator = "cuda"\ngres = "gpu:1"\n')
+    home = Stack(tmp_path / "home")
+    done = home.run("pool", *command, "--config", str(tmp_path / "site.toml"))
+    assert "gpu" in done.stdout
+    assert not home.home.exists()

@@ -33,6 +33,17 @@ def test_a_request_runs_in_the_image_and_gives_the_same_numbers(site: Site) -> N
     assert worker["name"].endswith("-g1")
 
 
+def test_the_image_does_not_tell_where_it_was_built_from(site: Site, image: Path) -> None:
+    told = ""
+    for what in ("--labels", "--deffile", "--all"):
+        told += site.cluster.run(["apptainer", "inspect", what, image]).stdout
+    inside = ["apptainer", "exec", "--containall", image, "grep", "-rhs", "http", "/etc/apt", "/etc/pip.conf", "/root"]
+    told += site.cluster.run(inside, check=False).stdout
+    assert "org.edif-hpc.kind" in told
+    assert [part for part in told.split() if "://" in part and "://127.0.0.1:" not in part and "deb" in part] == []
+    assert str(site.cluster.home) not in told
+
+
 def test_no_secret_is_in_the_container(site: Site) -> None:
     ask(site)
     secrets = [site.key, *(path.read_text().strip() for path in (site.home / "secrets").iterdir() if path.is_file())]

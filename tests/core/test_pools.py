@@ -67,6 +67,16 @@ def pool(tmp_path: Path, lines: str) -> Pool:
         (GPU + 'interfaces = "ib0"', "interfaces are given, but interconnect is none"),
         (GPU + 'interconnect = "infiniband"\nadapters = "mlx5_0 mlx5_1"', "pool.main.adapters"),
         (GPU + 'interconnect = "ethernet"\ninterfaces = "eth0\\nLD_PRELOAD=x"', "pool.main.interfaces"),
+        ('accelerator = "cuda"\ngres = "gpu:0"', "which asks for no GPU"),
+        ('accelerator = "cuda"\ngres = "gpu:a100:0"', "which asks for no GPU"),
+        ('image = "worker.sif"', "must be a whole path"),
+        ('binds = ["scratch"]', "must begin with a whole path"),
+        ('launcher = "local"\ntime = "01:00:00"', "time is only for pools whose launcher is slurm"),
+        ('launcher = "local"\nproxies = {}', "proxies is only for pools whose launcher is slurm"),
+        ('proxies = { https_proxy = "http://ann:secret@proxy:80" }', "which everybody on a node could read"),
+        ('proxies = { LD_PRELOAD = "/tmp/x.so" }', "'LD_PRELOAD' is no proxy variable"),
+        ('options = ["--get-user-env"]', "--get-user-env is set by edif-hpc"),
+        ('options = ["--export-file=/x"]', "--export-file is set by edif-hpc"),
     ],
 )
 def test_a_contradiction_is_refused_by_its_key(tmp_path: Path, lines: str, sentence: str) -> None:
@@ -79,6 +89,22 @@ def test_a_contradiction_is_refused_by_its_key(tmp_path: Path, lines: str, sente
 
 def test_a_word_of_slurms_own_that_nobody_owns_is_passed_on(tmp_path: Path) -> None:
     assert pool(tmp_path, 'nodes = 1\noptions = ["--nodelist=a1", "--mem-per-cpu=2G"]').options[0] == "--nodelist=a1"
+
+
+@pytest.mark.parametrize("gres", ["mi300a:1", "gpu:mi300x:8", "shard:2"])
+def test_a_sites_own_names_for_its_gpus_are_taken(tmp_path: Path, gres: str) -> None:
+    assert pool(tmp_path, f'accelerator = "rocm"\ngres = "{gres}"').gres == gres
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        ('gres = "gpu"', 1), ('gres = "gpu:2"', 2), ('gres = "gpu:h100:4"', 4), ('gres = "gpu:h100"', 1),
+        ("gpus = 3", 3), ('gres = "mi300a:1"', None), ("exclusive = true", None),
+    ],
+)  # fmt: skip
+def test_gpus_are_counted_where_that_can_be_done(tmp_path: Path, lines: str, count: int | None) -> None:
+    assert pool(tmp_path, f'accelerator = "cuda"\n{lines}').gpu_count == count
 
 
 def test_two_pools_of_one_name_are_refused(tmp_path: Path) -> None:

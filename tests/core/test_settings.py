@@ -103,3 +103,41 @@ def test_several_ranks_at_level_none_without_adapters(file: Path) -> None:
     file.write_text(f'[models]\ntensor_parallel = 2\nadapters = ["a/b"]\n{level}')
     with pytest.raises(SettingsError, match=r"models\.adapters names some"):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        (
+            '[worker]\nisolation = "process"\nrequired_isolation = "locked"\n',
+            "worker.isolation",
+            "worker.required_isolation demands locked",
+        ),
+        (
+            '[worker]\nisolation = "none"\n[[pool]]\nname = "a"\nisolation = "locked"\n',
+            "pool.a.isolation",
+            "worker.isolation is none",
+        ),
+        (
+            '[models]\ntensor_parallel = 4\n[worker]\nisolation = "none"\n'
+            '[[pool]]\nname = "a"\naccelerator = "cuda"\ngres = "gpu:2"\n',
+            "models.tensor_parallel",
+            "the pool a has 2 GPUs; ask for 4",
+        ),
+        (
+            '[worker]\ndevice = "cpu"\n[[pool]]\nname = "a"\naccelerator = "cuda"\ngres = "gpu:1"\n',
+            "pool.a.accelerator",
+            "worker.device is cpu",
+        ),
+        ('[worker]\ndevice = "cuda:0"\n[[pool]]\nname = "a"\n', "pool.a.accelerator", "worker.device is cuda:0"),
+        ('[slurm]\nsbatch = "sbatch --clusters=x"\n', "slurm.sbatch", "options belong into the pools"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_by_their_key(
+    file: Path, text: str, key: str, says: str
+) -> None:
+    file.write_text(text)
+    with pytest.raises(SettingsError) as refused:
+        load(file)
+    assert f"The setting {key} ({file})" in str(refused.value)
+    assert says in str(refused.value)

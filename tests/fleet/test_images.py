@@ -6,12 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from edif_hpc.core.errors import ComponentError
 from edif_hpc.fleet import images
+from edif_hpc.fleet.mirror import through_loopback
 from tests.support.models import REPO
 
 pytestmark = pytest.mark.fast
@@ -72,8 +77,28 @@ def test_a_build_replaces_the_image_at_the_end_and_leaves_nothing_beside_it(prog
     assert set(built.seconds) == {"wheels", "image"}
     assert len(told) == 2
     (command, _) = (programs / "commands").read_text().splitlines()
-    assert "--build-arg=mirror=http://m.example/debian" in command
+    assert "m.example" not in command, "an image tells where it was built from"
+    assert "--build-arg=mirror=http://127.0.0.1:" in command
     assert command.endswith("apptainer/gateway.def")
+
+
+def test_a_build_reaches_its_mirror_through_loopback(tmp_path: Path) -> None:
+    (tmp_path / "dists").mkdir()
+    (tmp_path / "dists" / "Release").write_text("Suite: stable\n")
+    served = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    try:
+        with through_loopback(f"http://127.0.0.1:{served.server_port}/") as address:
+            assert httpx.get(f"{address}/dists/Release").text == "Suite: stable\n"
+            assert httpx.head(f"{address}/dists/Release").headers["content-length"] == "14"
+            assert httpx.get(f"{address}/dists/Nothing").status_code == 404
+            served.shutdown()
+            served.server_close()
+            assert httpx.get(f"{address}/dists/Release").status_code == 502
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{address}/dists/Release")
+    finally:
+        served.server_close()
 
 
 def test_a_failed_build_keeps_the_old_image_and_says_why(programs: Path) -> None:
@@ -93,6 +118,19 @@ def test_what_is_missing_is_named_before_anything_is_fetched(
     monkeypatch.setattr(images, "_path", lambda: "/nowhere")
     with pytest.raises(ComponentError, match="There is no apptainer here; install Apptainer"):
         images.build("cpu", tmp_path / "x.sif", {}, lambda words: None)
+
+
+@pytest.mark.parametrize(("kind", "needed"), [("cpu", True), ("gateway", True), ("cuda", False), ("rocm", False)])
+def test_only_what_begins_with_debian_needs_debootstrap(programs: Path, kind: str, needed: bool) -> None:
+    (programs / "bin" / "debootstrap").unlink()
+    paths = [str(programs / "bin")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_path", lambda: os.pathsep.join(paths))
+        if needed:
+            with pytest.raises(ComponentError, match="no debootstrap here"):
+                images.refuse(images.KINDS[kind], programs / "x.sif")
+        else:
+            images.refuse(images.KINDS[kind], programs / "x.sif")
 
 
 @pytest.mark.parametrize("kind", images.KINDS)

@@ -68,6 +68,39 @@ def test_a_slurm_pool_needs_an_address_unless_nothing_is_embedded() -> None:
     network.refuse_loopback(Settings(pool=pools, **external))
 
 
+@pytest.mark.parametrize(
+    ("key", "url"),
+    [
+        ("redis.url", "redis://127.0.0.1:6379/0"), ("redis.url", "unix:///run/redis.sock"),
+        ("store.endpoint", "http://localhost:9000"), ("store.endpoint", "http://[::1]:9000"),
+    ],
+)  # fmt: skip
+def test_external_servers_of_a_slurm_pool_must_be_reached_from_elsewhere(key: str, url: str) -> None:
+    external = {"redis": {"url": "rediss://r:6379/0"}, "store": {"endpoint": "https://s3"}}
+    section, name = key.split(".")
+    external[section][name] = url
+    with pytest.raises(SettingsError, match=rf"pool there .*do not reach {key} = "):
+        network.refuse_loopback(Settings(pool=[Pool(name="there")], **external))
+    network.refuse_loopback(Settings(pool=[Pool(name="here", launcher="local")], **external))
+
+
+def test_no_proxy_leads_to_where_workers_meet() -> None:
+    external = {"redis": {"url": "rediss://cache.site:6379/0"}, "store": {"endpoint": "https://s3.site"}}
+    settings = Settings(network={"address": "login1.site"}, **external)
+    assert network.meeting_points(settings) == ["login1.site", "cache.site", "s3.site"]
+    assert network.meeting_points(Settings()) == []
+
+
+def test_up_says_which_external_server_does_not_answer(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "edif-hpc.toml").write_text('[redis]\nurl = "redis://127.0.0.1:9/0"\n')
+    done = Stack(home, "").cli("up", "--detach", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Redis at redis://127.0.0.1:9/0 does not answer")
+    assert done.stderr.count("\n") == 1
+
+
 def test_up_refuses_loopback_for_a_slurm_pool(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)

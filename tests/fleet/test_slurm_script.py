@@ -87,6 +87,12 @@ def test_what_nccl_is_told_goes_into_the_container_and_nothing_else_does() -> No
     assert not any(name.startswith(for_network) for name in container.bare_environment(order(HELMA), Path("/"), step))
 
 
+def test_of_variables_that_hide_devices_the_first_alone_goes_in() -> None:
+    """Slurm sets both on AMD without AutoDetect, and each counts only what the one before left over."""
+    command = container.command(order(LUMI), Path("/scratch/77"), 0.0, {**STEP, "HIP_VISIBLE_DEVICES": "1"})
+    assert [part for part in command if "VISIBLE" in part] == ["--env=ROCR_VISIBLE_DEVICES=1"]
+
+
 def test_redis_and_the_store_are_reached_past_every_proxy() -> None:
     found = container.proxies(order(HELMA))
     assert found["no_proxy"] == found["NO_PROXY"] == ".fau.de,localhost,127.0.0.1,login1.internal"

@@ -79,17 +79,16 @@ def test_a_request_brings_a_worker_up_and_an_unknown_model_is_an_error(own: Stac
 
 
 def test_workers_that_die_young_pause_their_pool_with_the_reason_until_it_is_resumed(tmp_path: Path):
-    # It demands a level above the one it is told to use, so each worker ends at once, with a sentence.
+    # It is told to use what the machine has not, so each worker ends at once, with a sentence.
     variables = {
-        "EDIF_HPC_WORKER__ISOLATION": "none",
-        "EDIF_HPC_WORKER__REQUIRED_ISOLATION": "locked",
+        "EDIF_HPC_WORKER__DEVICE": "cuda:77",
         "EDIF_HPC_FLEET__BACKOFF_SECONDS": "[0.1, 0.2]",
     }
     with stack(tmp_path, **variables) as made:
         made.up()
         submit(made, "r1")
         _, why = eventually(lambda: (told := status(made, "r1"))[0] == "ERROR" and told, 120, "the refusal")
-        assert "Isolation" in why
+        assert "worker.device" in why
         assert "ended within" in why
         assert len(_worker_logs(made)) == 3
         assert not workers(made)

@@ -76,7 +76,9 @@ def inner_environment(order: Order, scratch: Path, environment: Mapping[str, str
     """The worker's environment. No secret is ever in it."""
     inner = Path(INNER_TMP) if order.pool.image else scratch
     visible = PROFILES[order.pool.accelerator].visibility
-    kept = {name: environment[name] for name in (*SLURM_VARIABLES, *visible) if name in environment}
+    # Slurm may set several that hide devices, each counting what the one before left over: the first alone goes in.
+    hiding = [name for name in visible if name in environment][:1]
+    kept = {name: environment[name] for name in (*SLURM_VARIABLES, *hiding) if name in environment}
     caches = {name: str(inner / folder) for name, folder in CACHES.items()}
     own = {"TMPDIR": str(inner), "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
     return {**own, **kept, **caches, **proxies(order), **interconnect.variables(order.pool)}

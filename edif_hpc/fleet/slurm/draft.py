@@ -8,6 +8,7 @@ from edif_hpc.core.errors import SettingsError
 from edif_hpc.core.home import Home
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings
+from edif_hpc.fleet.network import meeting_points
 from edif_hpc.fleet.state import settings_of
 
 from .names import Name, tag
@@ -26,7 +27,7 @@ def order_for(home: Home, settings: Settings, config: Path | None, pool: Pool, n
         lineage=name.lineage,
         generation=name.generation,
         cache=cache,
-        reached_at=settings.network.address,
+        reached_at=",".join(meeting_points(settings)),
     )
 
 

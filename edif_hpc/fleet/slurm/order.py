@@ -33,7 +33,7 @@ class Order(BaseModel):
     generation: int
     cache: Path
     reached_at: str = ""
-    """The address of Redis and the store, for NO_PROXY."""
+    """Hosts of Redis and the store with commas between them, for NO_PROXY."""
 
     @property
     def name(self) -> Name:
