@@ -15,12 +15,22 @@ from typing import Any, TypeVar
 import pytest
 from redis.asyncio import Redis
 
-from edif_hpc.core.endpoints import RedisEndpoint
+from edif_hpc.core.endpoints import RedisEndpoint, store_endpoint
 from edif_hpc.core.home import Home
+from edif_hpc.core.lineage import Lineages
 from edif_hpc.core.queue import Queue, Submission, keys
 from edif_hpc.core.settings import LimitSettings
+from edif_hpc.core.store import Store
 from edif_hpc.fleet import brake
+from edif_hpc.fleet.fleet import Fleet
 from edif_hpc.fleet.health import Health, read_health
+from edif_hpc.fleet.notices import Alerts
+from edif_hpc.fleet.slurm import names
+from edif_hpc.fleet.slurm.commands import Slurm
+from edif_hpc.fleet.slurm.draft import order_for
+from edif_hpc.fleet.slurm.launcher import SlurmLauncher
+from edif_hpc.fleet.slurm.listing import ASK_EVERY_SECONDS, Listing
+from edif_hpc.fleet.state import settings_of
 from tests.support.servers import eventually, redis_server
 from tests.worker.started import prepared
 
@@ -80,6 +90,22 @@ class Site:
         finally:
             process.kill()
             process.wait()
+
+    def fleet_here(self, redis: Redis, now: Callable[[], float]) -> Fleet:
+        """A fleet in this process, whose questions to Slurm go by a clock of the test's."""
+        settings = settings_of(self.home, None).settings
+        found = {
+            pool.name: SlurmLauncher(
+                self.home,
+                pool,
+                Listing(Slurm(settings.slurm), self.home.root, now),
+                lambda name, pool=pool: order_for(self.home, settings, None, pool, name),
+                lambda what, predecessor: None,
+            )
+            for pool in settings.pool
+        }
+        store = Store(store_endpoint(self.home, settings))
+        return Fleet(settings, redis, store, settings.pool, dict(found), Alerts("", "home"))
 
     def ask(self, work: Callable[[Any], Awaitable[T]]) -> T:
         async def run() -> T:
@@ -143,6 +169,32 @@ def test_a_stopped_pool_whose_allocation_cannot_be_taken_back_ends_no_fleet(site
         site.ask(lambda redis: brake.stop(redis, "good"))
         eventually(lambda: site.lines("cancelled"), 30.0, "its cancelling")
         still(lambda: len(site.lines("cancelled")) == 1 and fleet.poll() is None)
+
+
+@pytest.mark.parametrize(("ended", "held"), [("idle for 600 s", set()), ("", {"good"})])
+def test_what_an_ending_lineage_takes_back_is_no_persons_scancel(
+    site: Site, monkeypatch: pytest.MonkeyPatch, ended: str, held: set[str]
+) -> None:
+    """A successor of a template's: nobody but the lineage tells who took it back."""
+    name = names.Name(names.tag(site.home.root), "good", "7c0d12", 2).allocation
+    monkeypatch.setenv("PATH", f"{site.folder}/bin:/usr/bin:/bin")
+    when = "2026-11-24T04:52:14"
+
+    async def look_twice(redis: Redis) -> set[str]:
+        clock = [time.time()]
+        fleet = site.fleet_here(redis, lambda: clock[0])
+        assert await fleet.leads()
+        (site.folder / "queue").write_text(f"9|PENDING|Priority|N/A|N/A||{name}\n")
+        await fleet.tick()
+        assert (await read_health(redis))["good"].pending == "Priority"
+        if ended:
+            await Lineages(redis).end("7c0d12", 1, ended)
+        (site.folder / "queue").write_text(f"9|CANCELLED|Priority|{when}|{when}||{name}\n")
+        clock[0] += ASK_EVERY_SECONDS
+        await fleet.tick()
+        return await brake.held(redis)
+
+    assert site.ask(look_twice) == held
 
 
 def test_while_slurm_hangs_requests_of_the_dead_come_back(site: Site) -> None:

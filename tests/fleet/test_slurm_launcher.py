@@ -119,6 +119,29 @@ def test_a_person_who_cancels_is_not_a_failure(site: Site) -> None:
     assert (ended.status, ended.cancelled) == (None, True)
 
 
+@pytest.mark.parametrize(("nodes", "waited"), [("", "7c0d12"), ("node1", "")])
+def test_of_a_cancelled_one_it_is_known_whether_it_had_begun(site: Site, nodes: str, waited: str) -> None:
+    """As captured: of one that was cancelled while it waited Slurm tells a start as well, and it is its end."""
+    name = names.Name(names.tag(site.launcher.home.root), "main", "7c0d12", 2).allocation
+    (site.folder / "queue").write_text(f"9|PENDING|Priority|N/A|N/A||{name}\n")
+    site.launcher.launched()
+    when = "2026-11-24T04:52:14"
+    (site.folder / "queue").write_text(f"9|CANCELLED|Priority|{when}|{when}|{nodes}|{name}\n")
+    site.later()
+    (ended,) = site.launcher.ended()
+    assert (ended.cancelled, ended.waited) == (True, waited)
+
+
+def test_one_that_died_at_once_died_young_however_late_that_is_seen(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    queue = site.folder / "queue"
+    queue.write_text(queue.read_text().replace("04:10:00", "04:00:02").replace("RUNNING", "FAILED"))
+    site.now = datetime.fromisoformat("2026-11-24T04:01:05").timestamp()
+    (ended,) = site.launcher.ended()
+    assert (ended.status, ended.lived_seconds) == (1, 2.0)
+
+
 def test_while_slurm_is_silent_nothing_ended_and_nothing_is_submitted(site: Site) -> None:
     site.launcher.launched()
     worker = site.launcher.launch()

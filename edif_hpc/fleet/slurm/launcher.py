@@ -47,9 +47,18 @@ class Submitted:
 
     @property
     def began(self) -> float | None:
-        """When it began to run, if it did; for a pending one Slurm names an estimate."""
-        running = self.seen is not None and self.seen.phase is not Phase.PENDING
-        return self.seen.start if self.seen and running else None
+        """When it began to run, if it did.
+
+        Slurm names a start for others too: an estimate while one waits, its end when it was cancelled while it did. A
+        node only what ran has.
+        """
+        ran = self.seen is not None and self.seen.phase is not Phase.PENDING and self.seen.nodes
+        return self.seen.start if self.seen and ran else None
+
+    def lived(self, now: float) -> float:
+        """For how many seconds it ran, by what Slurm says; it may have ended long before anybody looked."""
+        ended = self.seen.end if self.seen and self.seen.phase is Phase.ENDED else None
+        return (ended or now) - (self.began or ended or now)
 
 
 class SlurmLauncher:
@@ -192,7 +201,8 @@ class SlurmLauncher:
             # One that never served died young, however long its workers tried.
             lived, status, cause = report.longest if report.served else 0.0, report.status, report.cause
         else:
-            lived = self.listing.now() - (report.started if report else each.began or self.listing.now())
+            now = self.listing.now()
+            lived = now - report.started if report else each.lived(now)
             status = 1 if state in FAILED or (report is None and state not in EXPECTED and each.job_id) else None
             words = process.last_words(self.home, name.worker) or _end_of(self._log(each))
             said = f"Slurm says {state}" if state else "Slurm does not know it any more"
