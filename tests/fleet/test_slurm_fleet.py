@@ -29,7 +29,7 @@ from edif_hpc.fleet.slurm import names
 from edif_hpc.fleet.slurm.commands import Slurm
 from edif_hpc.fleet.slurm.draft import order_for
 from edif_hpc.fleet.slurm.launcher import SlurmLauncher
-from edif_hpc.fleet.slurm.listing import ASK_EVERY_SECONDS, Listing
+from edif_hpc.fleet.slurm.listing import ASK_EVERY_SECONDS, Listing, forget_kept
 from edif_hpc.fleet.state import settings_of
 from tests.support.servers import eventually, redis_server
 from tests.worker.started import prepared
@@ -49,7 +49,7 @@ min_workers = 1
 """
 SQUEUE = """#!/bin/sh
 echo asked >> {folder}/asked
-[ -e {folder}/hangs ] && exec sleep 300
+while [ -e {folder}/hangs ]; do sleep 0.2; done
 cat {folder}/queue
 """
 SBATCH = """#!{python}
@@ -121,6 +121,13 @@ class Site:
     def submitted(self, pool: str) -> int:
         return sum(f"-{pool}-" in line for line in self.lines("submitted"))
 
+    def notice(self, pool: str) -> str:
+        return (self.ask(lambda redis: redis.hget(keys.NOTICES, f"pool:{pool}")) or b"").decode()
+
+    def let_ask_anew(self) -> None:
+        """The next fleet need not wait for the minute's end."""
+        forget_kept(self.home.root)
+
     def health(self, pool: str) -> Health:
         return self.ask(read_health).get(pool, Health())
 
@@ -138,6 +145,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         home = prepared(tmp_path / "home", redis)
         home.config.write_text(home.config.read_text() + SETTINGS)
         yield Site(tmp_path, home, redis)
+    (tmp_path / "hangs").unlink(missing_ok=True)
 
 
 def test_a_pool_that_slurm_refuses_keeps_no_other_from_starting_and_says_why(site: Site) -> None:
@@ -145,25 +153,38 @@ def test_a_pool_that_slurm_refuses_keeps_no_other_from_starting_and_says_why(sit
         eventually(lambda: site.submitted("good") == 1, 30.0, "the good pool's allocation")
         assert site.submitted("bad") == 1
         assert site.health("good").deaths == 0
-        told = eventually(lambda: site.ask(lambda redis: redis.hget(keys.NOTICES, "pool:bad")), 10.0, "a notice")
-        assert b"Invalid partition" in told
+        assert "Invalid partition" in eventually(lambda: site.notice("bad"), 10.0, "a notice")
 
 
 def test_a_fleet_that_is_started_again_keeps_to_the_back_off(site: Site) -> None:
     with site.fleet():
         eventually(lambda: site.health("bad").deaths == 1, 30.0, "the refusal")
+        eventually(lambda: site.submitted("good") == 1, 30.0, "the good pool's allocation")
+    site.let_ask_anew()
+    (site.folder / "queue").write_text("")
     with site.fleet():
-        eventually(lambda: site.submitted("good") >= 1, 30.0, "a fleet that launches")
+        eventually(lambda: site.submitted("good") == 2, 30.0, "a fleet that launches")
         still(lambda: site.submitted("bad") == 1)
         assert site.health("bad").deaths == 1
-    assert len(site.lines("asked")) <= 2
+
+
+def test_fleets_that_are_killed_while_slurm_hangs_ask_once_in_all(site: Site) -> None:
+    (site.folder / "hangs").touch()
+    for _ in range(3):
+        with site.fleet():
+            told = "Slurm" if not site.lines("asked") else "asked Slurm within the last minute"
+            eventually(
+                lambda told=told: told in site.notice("good") and site.lines("asked"), 30.0, "why nothing starts"
+            )
+            site.ask(lambda redis: redis.delete(keys.NOTICES, keys.FLEET_LEADER))
+    assert len(site.lines("asked")) == 1
 
 
 def test_a_stopped_pool_whose_allocation_cannot_be_taken_back_ends_no_fleet(site: Site) -> None:
     (site.folder / "queue").write_text("")
     with site.fleet():
         eventually(lambda: site.submitted("good") == 1, 30.0, "an allocation")
-    (site.home.root / "allocations" / "listing.json").unlink(missing_ok=True)
+    site.let_ask_anew()
     with site.fleet() as fleet:
         eventually(lambda: site.health("good").pending == "Priority", 30.0, "what waits")
         site.ask(lambda redis: brake.stop(redis, "good"))
@@ -210,9 +231,7 @@ def test_while_slurm_hangs_requests_of_the_dead_come_back(site: Site) -> None:
         site.ask(lose)
         events = eventually(lambda: site.ask(came_back), 40.0, "the request's return")
         assert "stopped answering" in events
-        assert "until Slurm answers" in eventually(
-            lambda: (site.ask(lambda redis: redis.hget(keys.NOTICES, "pool:good")) or b"").decode(), 20.0, "the reason"
-        )
+        assert "until Slurm answers" in eventually(lambda: site.notice("good"), 20.0, "the reason")
 
 
 async def came_back(redis: Redis) -> str:

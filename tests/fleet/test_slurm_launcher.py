@@ -208,17 +208,62 @@ def test_another_fleet_finds_what_this_one_submitted(site: Site) -> None:
     site.launcher = SlurmLauncher(
         old.home, POOL, Listing(old.listing.slurm, old.home.root, lambda: site.now), old.draft, old.succeed
     )
+    assert "asked Slurm within the last minute" in site.launcher.trouble()
+    site.later()
     assert [each.worker_id for each in site.launcher.launched()] == [worker]
 
 
-def test_a_fleet_that_is_started_again_asks_slurm_no_more_often(site: Site) -> None:
+@pytest.mark.parametrize(("silent", "trouble"), [(False, ""), (True, "asked Slurm within the last minute")])
+def test_a_fleet_that_is_started_again_asks_slurm_no_more_often(site: Site, silent: bool, trouble: str) -> None:
+    """Also when it died without an answer."""
+    if silent:
+        (site.folder / "silent").touch()
     site.launcher.launched()
-    old = site.launcher
-    again = SlurmLauncher(
-        old.home, POOL, Listing(old.listing.slurm, old.home.root, lambda: site.now + 30), old.draft, old.succeed
-    )
-    assert (again.launched(), again.trouble()) == ([], "")
-    assert (site.folder / "asked").read_text().count("asked") == 1
+    for later in (0, 30, ASK_EVERY_SECONDS - 1):
+        again = Listing(site.launcher.listing.slurm, site.launcher.home.root, lambda later=later: site.now + later)  # type: ignore[misc]
+        again.refresh()
+        assert trouble in again.trouble
+        assert bool(again.trouble) is silent
+    assert site.counted == ["squeue"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"asked": "now"}', '{"asked": 1000000, "seen": [{"id": 7}]}'])
+def test_a_kept_answer_that_cannot_be_read_is_none(site: Site, text: str) -> None:
+    path = site.launcher.home.root / "allocations" / "listing.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    again = Listing(site.launcher.listing.slurm, site.launcher.home.root, lambda: site.now)
+    again.refresh()
+    assert again.known == {}
+
+
+def test_an_answer_from_before_a_submission_tells_nobody_of_it(site: Site) -> None:
+    """What is asked beside the launch may be answered after it."""
+    site.launcher.launched()
+    site.later()
+    asked: list[Callable[[], None]] = []
+    listing = site.launcher.listing
+    listing._run = asked.append
+    site.launcher.launched()
+    site.now += 1
+    (site.folder / "refuse").write_text("Socket timed out on send/recv operation")
+    with pytest.raises(Unsure):
+        site.launcher.launch()
+    asked.pop()()
+    assert listing.known is None
+    site.later()
+    site.launcher.launched()
+    (site.folder / "refuse").unlink()
+    asked.pop()()
+    assert listing.known == {}
+    site.now += ASK_EVERY_SECONDS
+    site.launcher.launched()
+    site.now += 1
+    site.launcher.launch()
+    (site.folder / "queue").write_text("")
+    asked.pop()()
+    again = Listing(listing.slurm, site.launcher.home.root, lambda: site.now)
+    assert again.known is None, "this answer is no word about what was submitted after the question"
 
 
 def test_a_question_that_hangs_holds_nobody_up_and_nothing_is_known_meanwhile(site: Site) -> None:

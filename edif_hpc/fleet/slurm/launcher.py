@@ -19,7 +19,7 @@ from edif_hpc.fleet.local import WORDS, Ended
 
 from . import names, order
 from .commands import SlurmSilent, Unsure
-from .listing import Listing, forget_kept
+from .listing import Listing
 from .names import Name
 from .submit import submit
 from .text import Phase, Seen
@@ -98,7 +98,7 @@ class SlurmLauncher:
         """
         if self.listing.known is None:
             raise SlurmSilent(self.listing.trouble)
-        forget_kept(self.home.root)  # what a fleet after this one may not know from a listing of before
+        self.listing.submitting()
         try:
             name, job_id = self._continue() or self._begin()
         except Unsure:
