@@ -1,4 +1,4 @@
-"""The fleet's loops: see who waits, decide, act; and beside that the queue's upkeep, which waits for nobody's answer.
+"""The fleet's loops: see who waits, decide, act; and beside that the queue's upkeep, which waits for Redis alone.
 
 One leader at a time; whoever else runs stands by.
 """
@@ -99,7 +99,7 @@ class Fleet:
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until told to stop. Redis may go away at any time; the loop waits for it."""
         away = False
-        upkeep = asyncio.create_task(self._keep_up())
+        loops = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._keep_clean())]
         while not stop.is_set():
             try:
                 if await self.leads():
@@ -109,11 +109,13 @@ class Fleet:
                 if not away:
                     logger.warning("redis is away", error=str(error))
                 away = True
-            if upkeep.done():
-                upkeep.result()  # it never ends but by a fault, which must not go unseen
+            for loop in loops:
+                if loop.done():
+                    loop.result()  # it never ends but by a fault, which must not go unseen
             await _sleep(stop, self.settings.fleet.tick_seconds)
-        upkeep.cancel()
-        await asyncio.gather(upkeep, return_exceptions=True)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
         try:
             await self._yield(keys=[keys.FLEET_LEADER], args=[self.token])
             await leave(self.redis, NAME)
@@ -131,15 +133,24 @@ class Fleet:
                 except (RedisError, OSError):
                     self._is_leader = False  # the loop says that Redis is away, and asks anew
 
+    async def _keep_clean(self) -> None:
+        """Delete objects that are due: a store that does not answer takes minutes to say so."""
+        while True:
+            await asyncio.sleep(self.settings.fleet.tick_seconds)
+            if self._is_leader:
+                try:
+                    await self._delete_objects()
+                except (RedisError, OSError):
+                    continue  # the loop says that Redis is away
+
     async def tend(self) -> None:
-        """What must go on whatever Slurm does: say that this lives, take requests back from the dead, delete."""
+        """What must go on whatever Slurm and the store do: say that this lives, take requests back from the dead."""
         await announce(self.redis, NAME)
         reclaimed, dead, overdue = await self.queue.sweep(
             self.settings.worker.lease_seconds, self.settings.fleet.tick_seconds
         )
         if reclaimed or dead or overdue:
             logger.warning("swept", reclaimed=reclaimed, dead=dead, overdue=overdue)
-        await self._delete_objects()
 
     async def leads(self) -> bool:
         """Become or stay the leader, if nobody else is. Who becomes it takes up what the one before knew of pools."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import time
@@ -220,18 +221,36 @@ def test_what_an_ending_lineage_takes_back_is_no_persons_scancel(
 
 def test_while_slurm_hangs_requests_of_the_dead_come_back(site: Site) -> None:
     (site.folder / "hangs").touch()
-
-    async def lose(redis: Redis) -> None:
-        queue = Queue(redis, LimitSettings())
-        await queue.submit(Submission("r1", "ann", "model", "trace", {}, b"payload"))
-        assert await queue.claim("worker-dead", ["model"], 0.1)
-
     with site.fleet():
         eventually(lambda: site.lines("asked"), 30.0, "the question that hangs")
         site.ask(lose)
         events = eventually(lambda: site.ask(came_back), 40.0, "the request's return")
         assert "stopped answering" in events
         assert "until Slurm answers" in eventually(lambda: site.notice("good"), 20.0, "the reason")
+
+
+def test_while_the_store_hangs_requests_of_the_dead_come_back(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(30.0)
+        port = mute.getsockname()[1]
+        site.home.config.write_text(site.home.config.read_text().replace("127.0.0.1:9", f"127.0.0.1:{port}"))
+
+        def is_due(redis: Any) -> Awaitable[int]:
+            return redis.zadd(keys.OBJECTS, {"results/r0/1-x": 1})  # type: ignore[no-any-return]
+
+        site.ask(is_due)
+        with site.fleet():
+            connection, _ = mute.accept()
+            with connection:  # the question that hangs
+                site.ask(lose)
+                assert "stopped answering" in eventually(lambda: site.ask(came_back), 40.0, "the request's return")
+
+
+async def lose(redis: Redis) -> None:
+    """Have a worker take a request and die."""
+    queue = Queue(redis, LimitSettings())
+    await queue.submit(Submission("r1", "ann", "model", "trace", {}, b"payload"))
+    assert await queue.claim("worker-dead", ["model"], 0.1)
 
 
 async def came_back(redis: Redis) -> str:
