@@ -55,6 +55,14 @@ def test_while_a_worker_starts_no_other_is_launched():
     assert decision.notes[KEY] == "A worker is starting."
 
 
+def test_while_one_is_being_launched_nobody_launches_another():
+    """Slurm may take its time to say that it took a submission."""
+    pool = Pool("slurm", 3, least=2, asked=True, launching=True)
+    decision = decide([target()], [], [pool], NOW)
+    assert not decision.launch
+    assert decision.notes[KEY] == "A worker is starting."
+
+
 @pytest.mark.parametrize(
     "present", [worker(model="ready"), worker(model="loading"), worker(), worker(state="starting")]
 )

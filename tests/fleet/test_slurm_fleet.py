@@ -54,12 +54,14 @@ while [ -e {folder}/hangs ]; do sleep 0.2; done
 cat {folder}/queue
 """
 SBATCH = """#!{python}
-import pathlib, re, sys
+import pathlib, re, sys, time
 folder = pathlib.Path({folder!r})
 script = pathlib.Path(sys.argv[1]).read_text()
 name = re.search(r"--job-name=(\\S+)", script)[1]
 with (folder / "submitted").open("a") as submitted:
     submitted.write(name + "\\n")
+while "nowhere" in script and (folder / "stuck").exists():
+    time.sleep(0.2)
 if "nowhere" in script:
     sys.exit("sbatch: error: Batch job submission failed: Invalid partition name specified")
 with (folder / "queue").open("a") as queue:
@@ -125,6 +127,10 @@ class Site:
     def notice(self, pool: str) -> str:
         return (self.ask(lambda redis: redis.hget(keys.NOTICES, f"pool:{pool}")) or b"").decode()
 
+    def events(self, request_id: str) -> str:
+        found = self.ask(lambda redis: redis.xrange(keys.events(request_id)))
+        return "\n".join(fields[b"description"].decode() for _, fields in found)
+
     def let_ask_anew(self) -> None:
         """The next fleet need not wait for the minute's end."""
         forget_kept(self.home.root)
@@ -146,15 +152,27 @@ def site(tmp_path: Path) -> Iterator[Site]:
         home = prepared(tmp_path / "home", redis)
         home.config.write_text(home.config.read_text() + SETTINGS)
         yield Site(tmp_path, home, redis)
-    (tmp_path / "hangs").unlink(missing_ok=True)
+    for name in ("hangs", "stuck"):
+        (tmp_path / name).unlink(missing_ok=True)
 
 
 def test_a_pool_that_slurm_refuses_keeps_no_other_from_starting_and_says_why(site: Site) -> None:
     with site.fleet():
         eventually(lambda: site.submitted("good") == 1, 30.0, "the good pool's allocation")
+        assert "Invalid partition" in eventually(lambda: site.notice("bad"), 10.0, "a notice")
         assert site.submitted("bad") == 1
         assert site.health("good").deaths == 0
-        assert "Invalid partition" in eventually(lambda: site.notice("bad"), 10.0, "a notice")
+
+
+def test_while_a_submission_hangs_other_pools_start_and_who_waits_hears_of_it(site: Site) -> None:
+    (site.folder / "stuck").touch()
+    with site.fleet():
+        eventually(lambda: site.submitted("bad") and site.submitted("good"), 30.0, "both pools' submissions")
+        site.ask(lambda redis: Queue(redis, LimitSettings()).submit(Submission("r1", "ann", "m", "trace", {}, b"x")))
+        eventually(lambda: "A worker is starting." in site.events("r1"), 30.0, "what its waiting is for")
+        assert site.submitted("bad") == 1
+        (site.folder / "stuck").unlink()
+        assert "Invalid partition" in eventually(lambda: site.notice("bad"), 30.0, "the refusal")
 
 
 def test_a_fleet_that_is_started_again_keeps_to_the_back_off(site: Site) -> None:
@@ -224,8 +242,7 @@ def test_while_slurm_hangs_requests_of_the_dead_come_back(site: Site) -> None:
     with site.fleet():
         eventually(lambda: site.lines("asked"), 30.0, "the question that hangs")
         site.ask(lose)
-        events = eventually(lambda: site.ask(came_back), 40.0, "the request's return")
-        assert "stopped answering" in events
+        eventually(lambda: "stopped answering" in site.events("r1"), 40.0, "the request's return")
         assert "until Slurm answers" in eventually(lambda: site.notice("good"), 20.0, "the reason")
 
 
@@ -243,7 +260,7 @@ def test_while_the_store_hangs_requests_of_the_dead_come_back(site: Site) -> Non
             connection, _ = mute.accept()
             with connection:  # the question that hangs
                 site.ask(lose)
-                assert "stopped answering" in eventually(lambda: site.ask(came_back), 40.0, "the request's return")
+                eventually(lambda: "stopped answering" in site.events("r1"), 40.0, "the request's return")
 
 
 async def lose(redis: Redis) -> None:
@@ -251,15 +268,6 @@ async def lose(redis: Redis) -> None:
     queue = Queue(redis, LimitSettings())
     await queue.submit(Submission("r1", "ann", "model", "trace", {}, b"payload"))
     assert await queue.claim("worker-dead", ["model"], 0.1)
-
-
-async def came_back(redis: Redis) -> str:
-    found = await Queue(redis, LimitSettings()).describe("r1")
-    assert found
-    seen: Any = redis
-    events = await seen.xrange(keys.events("r1"))
-    told = [fields[b"description"].decode() for _, fields in events]
-    return next((each for each in told if each.startswith("Back in the queue")), "")
 
 
 def still(condition: Callable[[], bool]) -> None:

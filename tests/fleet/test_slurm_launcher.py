@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -346,6 +347,21 @@ def test_one_that_never_served_died_young(site: Site, served: bool, longest: flo
     report.served, report.longest = served, longest
     order.write_report(site.launcher.home.root, name, report)
     assert [ended.lived_seconds for ended in site.launcher.ended()] == [lived]
+
+
+def test_a_sweep_passes_over_what_goes_meanwhile(site: Site) -> None:
+    """Drafts, of which another thread or another pool's launch makes files."""
+    home = site.launcher.home
+    folder = order.folder(home.root)
+    folder.mkdir()
+
+    def write(number: int) -> None:
+        home.write_private(folder / f"{number % 10}.json", "{}")
+
+    with ThreadPoolExecutor(1) as thread:
+        writing = [thread.submit(write, number) for number in range(500)]
+        while not all(each.done() for each in writing):
+            order.sweep(home.root)
 
 
 def test_down_cancels_this_homes_allocations_and_no_others(site: Site) -> None:

@@ -62,7 +62,7 @@ class Submitted:
 
 
 class SlurmLauncher:
-    """Allocations of one pool.
+    """Allocations of one pool. A launch may go on in one thread while another looks.
 
     Args:
         draft: what the allocation of a name is told.
@@ -104,7 +104,8 @@ class SlurmLauncher:
         except Unsure:
             self.listing.forget()
             raise
-        self._submitted[name] = Submitted(job_id, self.listing.now())
+        if name not in self._buried:
+            self._submitted[name] = Submitted(job_id, self.listing.now())
         logger.info("allocation submitted", allocation=name.allocation, job=job_id)
         return name.worker
 
@@ -125,7 +126,7 @@ class SlurmLauncher:
     def launched(self) -> list[Launched]:
         self._look()
         now = self.listing.now()
-        return [Launched(name.worker, each.began or now, each.served) for name, each in self._submitted.items()]
+        return [Launched(name.worker, each.began or now, each.served) for name, each in list(self._submitted.items())]
 
     def ended(self) -> list[Ended]:
         self._look()
@@ -147,7 +148,9 @@ class SlurmLauncher:
 
     def pending(self) -> str:
         reasons = {
-            each.seen.reason for each in self._submitted.values() if each.seen and each.seen.phase is Phase.PENDING
+            each.seen.reason
+            for each in list(self._submitted.values())
+            if each.seen and each.seen.phase is Phase.PENDING
         }
         return ", ".join(sorted(reasons - {"", "None"}))
 
@@ -158,7 +161,7 @@ class SlurmLauncher:
         told = self.listing.told
         waiting = [
             each
-            for each in self._submitted.values()
+            for each in list(self._submitted.values())
             if each.seen and each.seen.phase is Phase.PENDING and each.cancelled_at < told
         ]
         for each in waiting:
