@@ -232,8 +232,10 @@ def _explain(
             "allocation; your request waits for it."
         )
     elif any(pool.trouble for pool in able):
-        told = next(pool.trouble for pool in able if pool.trouble)
-        decision.notes[target.key] = f"Nothing can be started until Slurm answers ({told.rstrip('.')})."
+        silent = next(pool for pool in able if pool.trouble)
+        own = f"The last worker ended early ({silent.cause.rstrip('.')}). " if silent.deaths else ""
+        told = f"Nothing can be started until Slurm answers ({silent.trouble.rstrip('.')})."
+        decision.notes[target.key] = own + told
     elif not any(pool.most for pool in able):
         decision.notes[target.key] = (
             f"No worker runs, and this service starts none by itself (the pool {able[0].name} may have 0)."

@@ -199,3 +199,10 @@ def test_allocations_that_fail_are_waited_for_longer_than_processes():
     assert decision.launch == []
     assert "no image" in decision.notes[KEY]
     assert decide([target()], [], [failed], NOW + 60).launch == ["main"]
+
+
+def test_while_slurm_is_silent_a_pools_own_cause_comes_first():
+    pool = Pool("slurm", 1, deaths=1, last_death=NOW, cause="Invalid partition.", trouble="squeue failed.")
+    assert decide([target()], [], [pool], NOW).notes[KEY] == (
+        "The last worker ended early (Invalid partition). Nothing can be started until Slurm answers (squeue failed)."
+    )
