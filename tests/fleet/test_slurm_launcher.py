@@ -322,6 +322,31 @@ def test_a_lineage_that_has_ended_is_not_continued(site: Site) -> None:
     assert site.launcher.launch().endswith("-g1")
 
 
+def test_one_that_broke_is_continued_also_after_a_silence_in_which_slurm_is_not_pressed(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    site.later()
+    site.launcher.launched()
+    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
+    site.queue("NODE_FAIL")
+    site.launcher.ended()
+    tried: list[str] = []
+
+    def silent(what: order.Order, predecessor: str) -> str:
+        tried.append(predecessor)
+        raise SlurmSilent("squeue did not answer.")
+
+    succeed, site.launcher.succeed = site.launcher.succeed, silent
+    for _ in range(5):
+        with pytest.raises(SlurmSilent, match="squeue did not answer"):
+            site.launcher.launch()
+    assert tried == ["7"]
+    site.launcher.succeed = succeed
+    site.later()
+    site.launcher.launched()
+    assert site.launcher.launch().endswith("-g2")
+
+
 def test_what_somebody_else_is_getting_is_no_failure_if_it_never_shows(site: Site) -> None:
     site.launcher.launched()
     site.launcher.launch()

@@ -102,7 +102,10 @@ class SlurmLauncher:
         try:
             name, job_id = self._continue() or self._begin()
         except Unsure:
-            self.listing.forget()
+            self.listing.forget("The last submission had no answer, and Slurm has not been asked since.")
+            raise
+        except SlurmSilent as error:  # before a lineage is continued it is looked for
+            self.listing.forget(str(error))
             raise
         if name not in self._buried:
             self._submitted[name] = Submitted(job_id, self.listing.now())
@@ -113,8 +116,15 @@ class SlurmLauncher:
         """The next generation of a lineage that broke and has not ended; "" for an allocation that somebody else is
         getting, and that Slurm will show."""
         while self._broken:
-            broken, predecessor = self._broken.popitem()
-            job_id = self.succeed(self.draft(broken.next), predecessor)
+            broken, predecessor = next(reversed(self._broken.items()))
+            try:
+                job_id = self.succeed(self.draft(broken.next), predecessor)
+            except SlurmSilent:
+                raise  # so it was not tried, and will be
+            except Exception:
+                self._broken.pop(broken)
+                raise
+            self._broken.pop(broken)
             if job_id is not None:
                 return broken.next, job_id
         return None

@@ -95,11 +95,11 @@ class Listing:
             self._submitted = self.now()
             self._keep(None)
 
-    def forget(self) -> None:
+    def forget(self, trouble: str) -> None:
         """Count as knowing nothing until Slurm is asked again: an answer that is under way is one from before."""
         with self._lock:
             self._doubted = self.now()
-            self._known, self._trouble = None, "The last submission had no answer, and Slurm has not been asked since."
+            self._known, self._trouble = None, trouble
 
     def _ask(self) -> None:
         try:
