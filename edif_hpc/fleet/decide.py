@@ -56,6 +56,7 @@ class Pool:
         least: workers that are kept also when nobody asks.
         stopped: by an admin, or since somebody cancelled an allocation: nothing is launched.
         asked: an admin wants one more worker.
+        launching: one is being launched now, and is not among `launched` yet.
         pending: why what was launched has not started, in Slurm's words.
         trouble: why nobody knows what runs; then nothing is launched.
         models: repo ids or patterns that its workers may serve.
@@ -67,6 +68,7 @@ class Pool:
     least: int = 0
     stopped: bool = False
     asked: bool = False
+    launching: bool = False
     pending: str = ""
     trouble: str = ""
     models: Sequence[str] = ("*",)
@@ -89,7 +91,7 @@ class Pool:
 
     @property
     def room(self) -> bool:
-        return not self.stopped and not self.trouble and len(self.launched) < self.most
+        return not (self.stopped or self.trouble or self.launching) and len(self.launched) < self.most
 
     def serves(self, repo_id: str) -> bool:
         return any(fnmatchcase(repo_id, pattern) for pattern in self.models)
@@ -138,7 +140,7 @@ def _consider(
     if reached.served and not able:
         return
     known = {worker.worker_id for worker in workers}  # one that drains has started long ago
-    starting = [pool for pool in able if any(launched.worker_id not in known for launched in pool.launched)]
+    starting = [pool for pool in able if pool.launching or any(each.worker_id not in known for each in pool.launched)]
     if starting:
         if not reached.served:
             decision.notes[target.key] = _starting(starting[0])
@@ -230,8 +232,10 @@ def _explain(
             "allocation; your request waits for it."
         )
     elif any(pool.trouble for pool in able):
-        told = next(pool.trouble for pool in able if pool.trouble)
-        decision.notes[target.key] = f"Nothing can be started until Slurm answers ({told.rstrip('.')})."
+        silent = next(pool for pool in able if pool.trouble)
+        own = f"The last worker ended early ({silent.cause.rstrip('.')}). " if silent.deaths else ""
+        told = f"Nothing can be started until Slurm answers ({silent.trouble.rstrip('.')})."
+        decision.notes[target.key] = own + told
     elif not any(pool.most for pool in able):
         decision.notes[target.key] = (
             f"No worker runs, and this service starts none by itself (the pool {able[0].name} may have 0)."

@@ -1,4 +1,4 @@
-"""The fleet's loops: see who waits, decide, act; and beside that the queue's upkeep, which waits for nobody's answer.
+"""The fleet's loops: see who waits, decide, act; and beside that the queue's upkeep, which waits for Redis alone.
 
 One leader at a time; whoever else runs stands by.
 """
@@ -25,6 +25,7 @@ from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread
 from edif_hpc.core.wire import ModelKey, Status
 
+from .acts import Acts
 from .announce import announce, leave
 from .brake import asked, held, hold, resumed, started, stopped
 from .decide import ALLOCATIONS, PROCESSES, Decision, Patience, Pool, Target, decide
@@ -56,8 +57,8 @@ YIELD = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]
 class Fleet:
     """Scales pools to what waits.
 
-    Launchers may take long: Slurm's commands answer when slurmctld pleases. They run in a thread, while the leader's
-    claim is renewed beside them.
+    A look at the queue waits for no command of Slurm's: what runs is what was told last, and what is decided is done
+    beside it.
 
     Args:
         launchers: one for each of `pools`, by its name.
@@ -89,6 +90,9 @@ class Fleet:
         self._yield = redis.register_script(YIELD)
         self._objects_due = 0.0
         self._is_leader = False
+        self._launches, self._halts = Acts(len(self.pools)), Acts(len(self.pools))
+        self._gone: list[tuple[str, Ended]] = []
+        """Workers that ended, by pool, of which account is still to be taken."""
         self._halted: set[str] = set()
         self._asked: set[str] = set()
 
@@ -99,7 +103,7 @@ class Fleet:
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until told to stop. Redis may go away at any time; the loop waits for it."""
         away = False
-        upkeep = asyncio.create_task(self._keep_up())
+        loops = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._keep_clean())]
         while not stop.is_set():
             try:
                 if await self.leads():
@@ -109,11 +113,13 @@ class Fleet:
                 if not away:
                     logger.warning("redis is away", error=str(error))
                 away = True
-            if upkeep.done():
-                upkeep.result()  # it never ends but by a fault, which must not go unseen
+            for loop in loops:
+                if loop.done():
+                    loop.result()  # it never ends but by a fault, which must not go unseen
             await _sleep(stop, self.settings.fleet.tick_seconds)
-        upkeep.cancel()
-        await asyncio.gather(upkeep, return_exceptions=True)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, self._launches.end(), self._halts.end(), return_exceptions=True)
         try:
             await self._yield(keys=[keys.FLEET_LEADER], args=[self.token])
             await leave(self.redis, NAME)
@@ -121,7 +127,7 @@ class Fleet:
             logger.warning("redis is away at the end", error=str(error))
 
     async def _keep_up(self) -> None:
-        """Stay the leader through a tick that takes long, and look after the queue; a follower stays one."""
+        """Stay the leader and look after the queue, however long a look takes; a follower stays one."""
         while True:
             await asyncio.sleep(self.settings.fleet.tick_seconds)
             if self._is_leader:
@@ -131,15 +137,24 @@ class Fleet:
                 except (RedisError, OSError):
                     self._is_leader = False  # the loop says that Redis is away, and asks anew
 
+    async def _keep_clean(self) -> None:
+        """Delete objects that are due: a store that does not answer takes minutes to say so."""
+        while True:
+            await asyncio.sleep(self.settings.fleet.tick_seconds)
+            if self._is_leader:
+                try:
+                    await self._delete_objects()
+                except (RedisError, OSError):
+                    continue  # the loop says that Redis is away
+
     async def tend(self) -> None:
-        """What must go on whatever Slurm does: say that this lives, take requests back from the dead, delete."""
+        """What must go on whatever Slurm and the store do: say that this lives, take requests back from the dead."""
         await announce(self.redis, NAME)
         reclaimed, dead, overdue = await self.queue.sweep(
             self.settings.worker.lease_seconds, self.settings.fleet.tick_seconds
         )
         if reclaimed or dead or overdue:
             logger.warning("swept", reclaimed=reclaimed, dead=dead, overdue=overdue)
-        await self._delete_objects()
 
     async def leads(self) -> bool:
         """Become or stay the leader, if nobody else is. Who becomes it takes up what the one before knew of pools."""
@@ -151,7 +166,9 @@ class Fleet:
         return self._is_leader
 
     async def tick(self) -> None:
-        """One look at who waits and what runs. It may wait for Slurm's commands."""
+        """One look at who waits and what runs."""
+        self._launches.settle()
+        self._halts.settle()
         await self._bury()
         workers = await self.registry.workers()
         waiting = {**dict.fromkeys(await self._wanted(workers), 0), **await self.queue.waiting()}
@@ -197,6 +214,7 @@ class Fleet:
                     least=self.pools[name].min_workers,
                     stopped=name in self._halted,
                     asked=name in self._asked,
+                    launching=self._launches.busy(name),
                     pending=health.pending,
                     trouble=launcher.trouble(),
                     models=self.pools[name].models,
@@ -217,22 +235,29 @@ class Fleet:
             if name in self.health and self.health[name].last_death < since:
                 self.health[name].deaths = 0
         for name in halted & self.launchers.keys():
-            try:
-                await asyncio.to_thread(self.launchers[name].halt)
-            except (EdifError, OSError) as error:
-                logger.warning("what waits could not be taken back yet", pool=name, error=str(error))
+            self._halts.begin(name, self._take_back)
+
+    async def _take_back(self, name: str) -> None:
+        try:
+            await self._halts.in_thread(self.launchers[name].halt)
+        except (EdifError, OSError) as error:
+            logger.warning("what waits could not be taken back yet", pool=name, error=str(error))
 
     async def _bury(self) -> None:
         for name, launcher in self.launchers.items():
-            for ended in await asyncio.to_thread(launcher.ended):
-                self.health[name].note(ended, self.patience[name], time.time())
-                # Whoever ends a lineage takes back what waits in it: that is no person.
-                if ended.cancelled and not (ended.waited and await self.lineages.ended(ended.waited)):
-                    await hold(self.redis, name)
-                    logger.warning("somebody cancelled an allocation: its pool starts no other", pool=name)
-                logger.info(
-                    "worker ended", worker=ended.worker_id, status=ended.status, lived=round(ended.lived_seconds, 1)
-                )
+            self._gone += [(name, ended) for ended in await asyncio.to_thread(launcher.ended)]
+        while self._gone:  # launchers tell of each once: while Redis is away none may be lost
+            name, ended = self._gone[0]
+            # Whoever ends a lineage takes back what waits in it: that is no person.
+            if ended.cancelled and not (ended.waited and await self.lineages.ended(ended.waited)):
+                await hold(self.redis, name)
+                logger.warning("somebody cancelled an allocation: its pool starts no other", pool=name)
+            self.health[name].note(ended, self.patience[name], time.time())
+            logger.info(
+                "worker ended", worker=ended.worker_id, status=ended.status, lived=round(ended.lived_seconds, 1)
+            )
+            del self._gone[0]
+        for name, launcher in self.launchers.items():
             settled = time.time() - self.patience[name].young_seconds
             running = await asyncio.to_thread(launcher.launched)
             if any(launched.well and launched.launched < settled for launched in running):
@@ -240,23 +265,26 @@ class Fleet:
 
     async def _act(self, decision: Decision) -> None:
         for name in decision.launch:
-            if not self._is_leader:
-                return  # the one before took long, and somebody else leads by now
-            try:
-                worker_id = await asyncio.to_thread(self.launchers[name].launch)
-            except SlurmSilent as error:
-                logger.info("not launched", pool=name, error=str(error))
-            except (EdifError, OSError) as error:
-                self.health[name].note(Ended("", 0.0, 1, str(error)), self.patience[name], time.time())
-                logger.error("launch failed", pool=name, error=str(error))
-            else:
-                logger.info("worker launched", pool=name, worker=worker_id)
-                await started(self.redis, name)
+            self._launches.begin(name, self._launch)
         for target, sentence in decision.notes.items():
             await self.queue.note(await self.queue.waiting_for(target), Status.PROVISIONING, sentence)
         for target, sentence in decision.refusals.items():
             for request_id in await self.queue.waiting_for(target):
                 await self.queue.withdraw(request_id, "", sentence, only_waiting=True)
+
+    async def _launch(self, name: str) -> None:
+        if not (self._is_leader and await self.leads()):
+            return  # somebody else decides by now
+        try:
+            worker_id = await self._launches.in_thread(self.launchers[name].launch)
+        except SlurmSilent as error:
+            logger.info("not launched", pool=name, error=str(error))
+        except (EdifError, OSError) as error:
+            self.health[name].note(Ended("", 0.0, 1, str(error)), self.patience[name], time.time())
+            logger.error("launch failed", pool=name, error=str(error))
+        else:
+            logger.info("worker launched", pool=name, worker=worker_id)
+            await started(self.redis, name)
 
     async def _tell(self, pools: Sequence[Pool]) -> None:
         """Say why pools start nothing: in Redis, for `edif-hpc status`, and to the webhook what people must hear."""

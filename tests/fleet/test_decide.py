@@ -55,6 +55,14 @@ def test_while_a_worker_starts_no_other_is_launched():
     assert decision.notes[KEY] == "A worker is starting."
 
 
+def test_while_one_is_being_launched_nobody_launches_another():
+    """Slurm may take its time to say that it took a submission."""
+    pool = Pool("slurm", 3, least=2, asked=True, launching=True)
+    decision = decide([target()], [], [pool], NOW)
+    assert not decision.launch
+    assert decision.notes[KEY] == "A worker is starting."
+
+
 @pytest.mark.parametrize(
     "present", [worker(model="ready"), worker(model="loading"), worker(), worker(state="starting")]
 )
@@ -191,3 +199,10 @@ def test_allocations_that_fail_are_waited_for_longer_than_processes():
     assert decision.launch == []
     assert "no image" in decision.notes[KEY]
     assert decide([target()], [], [failed], NOW + 60).launch == ["main"]
+
+
+def test_while_slurm_is_silent_a_pools_own_cause_comes_first():
+    pool = Pool("slurm", 1, deaths=1, last_death=NOW, cause="Invalid partition.", trouble="squeue failed.")
+    assert decide([target()], [], [pool], NOW).notes[KEY] == (
+        "The last worker ended early (Invalid partition). Nothing can be started until Slurm answers (squeue failed)."
+    )

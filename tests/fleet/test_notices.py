@@ -77,6 +77,7 @@ def watched(hook: Hook, *looks: tuple[dict[str, Notice | None], float], expected
             Kind.BACKOFF,
             "1 workers in a row ended early, the latest: no image",
         ),
+        (Pool("p", 1, deaths=1, cause="Invalid partition", trouble="squeue failed"), Kind.BACKOFF, "Invalid partition"),
         (Pool("p", 1, deaths=len(PROCESSES.backoff_seconds) + 1), Kind.PAUSED, "ended early"),
         (Pool("p", 1, pending="Priority"), Kind.PENDING, "waits in Slurm (Priority)"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +16,22 @@ from typing import Any, TypeVar
 import pytest
 from redis.asyncio import Redis
 
-from edif_hpc.core.endpoints import RedisEndpoint
+from edif_hpc.core.endpoints import RedisEndpoint, store_endpoint
 from edif_hpc.core.home import Home
+from edif_hpc.core.lineage import Lineages
 from edif_hpc.core.queue import Queue, Submission, keys
 from edif_hpc.core.settings import LimitSettings
+from edif_hpc.core.store import Store
 from edif_hpc.fleet import brake
+from edif_hpc.fleet.fleet import Fleet
 from edif_hpc.fleet.health import Health, read_health
+from edif_hpc.fleet.notices import Alerts
+from edif_hpc.fleet.slurm import names
+from edif_hpc.fleet.slurm.commands import Slurm
+from edif_hpc.fleet.slurm.draft import order_for
+from edif_hpc.fleet.slurm.launcher import SlurmLauncher
+from edif_hpc.fleet.slurm.listing import ASK_EVERY_SECONDS, Listing, forget_kept
+from edif_hpc.fleet.state import settings_of
 from tests.support.servers import eventually, redis_server
 from tests.worker.started import prepared
 
@@ -39,16 +50,18 @@ min_workers = 1
 """
 SQUEUE = """#!/bin/sh
 echo asked >> {folder}/asked
-[ -e {folder}/hangs ] && exec sleep 300
+while [ -e {folder}/hangs ]; do sleep 0.2; done
 cat {folder}/queue
 """
 SBATCH = """#!{python}
-import pathlib, re, sys
+import pathlib, re, sys, time
 folder = pathlib.Path({folder!r})
 script = pathlib.Path(sys.argv[1]).read_text()
 name = re.search(r"--job-name=(\\S+)", script)[1]
 with (folder / "submitted").open("a") as submitted:
     submitted.write(name + "\\n")
+while "nowhere" in script and (folder / "stuck").exists():
+    time.sleep(0.2)
 if "nowhere" in script:
     sys.exit("sbatch: error: Batch job submission failed: Invalid partition name specified")
 with (folder / "queue").open("a") as queue:
@@ -81,6 +94,22 @@ class Site:
             process.kill()
             process.wait()
 
+    def fleet_here(self, redis: Redis, now: Callable[[], float]) -> Fleet:
+        """A fleet in this process, whose questions to Slurm go by a clock of the test's."""
+        settings = settings_of(self.home, None).settings
+        found = {
+            pool.name: SlurmLauncher(
+                self.home,
+                pool,
+                Listing(Slurm(settings.slurm), self.home.root, now),
+                lambda name, pool=pool: order_for(self.home, settings, None, pool, name),
+                lambda what, predecessor: None,
+            )
+            for pool in settings.pool
+        }
+        store = Store(store_endpoint(self.home, settings))
+        return Fleet(settings, redis, store, settings.pool, dict(found), Alerts("", "home"))
+
     def ask(self, work: Callable[[Any], Awaitable[T]]) -> T:
         async def run() -> T:
             async with self.redis.client() as redis:
@@ -94,6 +123,17 @@ class Site:
 
     def submitted(self, pool: str) -> int:
         return sum(f"-{pool}-" in line for line in self.lines("submitted"))
+
+    def notice(self, pool: str) -> str:
+        return (self.ask(lambda redis: redis.hget(keys.NOTICES, f"pool:{pool}")) or b"").decode()
+
+    def events(self, request_id: str) -> str:
+        found = self.ask(lambda redis: redis.xrange(keys.events(request_id)))
+        return "\n".join(fields[b"description"].decode() for _, fields in found)
+
+    def let_ask_anew(self) -> None:
+        """The next fleet need not wait for the minute's end."""
+        forget_kept(self.home.root)
 
     def health(self, pool: str) -> Health:
         return self.ask(read_health).get(pool, Health())
@@ -112,32 +152,58 @@ def site(tmp_path: Path) -> Iterator[Site]:
         home = prepared(tmp_path / "home", redis)
         home.config.write_text(home.config.read_text() + SETTINGS)
         yield Site(tmp_path, home, redis)
+    for name in ("hangs", "stuck"):
+        (tmp_path / name).unlink(missing_ok=True)
 
 
 def test_a_pool_that_slurm_refuses_keeps_no_other_from_starting_and_says_why(site: Site) -> None:
     with site.fleet():
         eventually(lambda: site.submitted("good") == 1, 30.0, "the good pool's allocation")
+        assert "Invalid partition" in eventually(lambda: site.notice("bad"), 10.0, "a notice")
         assert site.submitted("bad") == 1
         assert site.health("good").deaths == 0
-        told = eventually(lambda: site.ask(lambda redis: redis.hget(keys.NOTICES, "pool:bad")), 10.0, "a notice")
-        assert b"Invalid partition" in told
+
+
+def test_while_a_submission_hangs_other_pools_start_and_who_waits_hears_of_it(site: Site) -> None:
+    (site.folder / "stuck").touch()
+    with site.fleet():
+        eventually(lambda: site.submitted("bad") and site.submitted("good"), 30.0, "both pools' submissions")
+        site.ask(lambda redis: Queue(redis, LimitSettings()).submit(Submission("r1", "ann", "m", "trace", {}, b"x")))
+        eventually(lambda: "A worker is starting." in site.events("r1"), 30.0, "what its waiting is for")
+        assert site.submitted("bad") == 1
+        (site.folder / "stuck").unlink()
+        assert "Invalid partition" in eventually(lambda: site.notice("bad"), 30.0, "the refusal")
 
 
 def test_a_fleet_that_is_started_again_keeps_to_the_back_off(site: Site) -> None:
     with site.fleet():
         eventually(lambda: site.health("bad").deaths == 1, 30.0, "the refusal")
+        eventually(lambda: site.submitted("good") == 1, 30.0, "the good pool's allocation")
+    site.let_ask_anew()
+    (site.folder / "queue").write_text("")
     with site.fleet():
-        eventually(lambda: site.submitted("good") >= 1, 30.0, "a fleet that launches")
+        eventually(lambda: site.submitted("good") == 2, 30.0, "a fleet that launches")
         still(lambda: site.submitted("bad") == 1)
         assert site.health("bad").deaths == 1
-    assert len(site.lines("asked")) <= 2
+
+
+def test_fleets_that_are_killed_while_slurm_hangs_ask_once_in_all(site: Site) -> None:
+    (site.folder / "hangs").touch()
+    for _ in range(3):
+        with site.fleet():
+            told = "Slurm" if not site.lines("asked") else "asked Slurm within the last minute"
+            eventually(
+                lambda told=told: told in site.notice("good") and site.lines("asked"), 30.0, "why nothing starts"
+            )
+            site.ask(lambda redis: redis.delete(keys.NOTICES, keys.FLEET_LEADER))
+    assert len(site.lines("asked")) == 1
 
 
 def test_a_stopped_pool_whose_allocation_cannot_be_taken_back_ends_no_fleet(site: Site) -> None:
     (site.folder / "queue").write_text("")
     with site.fleet():
         eventually(lambda: site.submitted("good") == 1, 30.0, "an allocation")
-    (site.home.root / "allocations" / "listing.json").unlink(missing_ok=True)
+    site.let_ask_anew()
     with site.fleet() as fleet:
         eventually(lambda: site.health("good").pending == "Priority", 30.0, "what waits")
         site.ask(lambda redis: brake.stop(redis, "good"))
@@ -145,31 +211,63 @@ def test_a_stopped_pool_whose_allocation_cannot_be_taken_back_ends_no_fleet(site
         still(lambda: len(site.lines("cancelled")) == 1 and fleet.poll() is None)
 
 
+@pytest.mark.parametrize(("ended", "held"), [("idle for 600 s", set()), ("", {"good"})])
+def test_what_an_ending_lineage_takes_back_is_no_persons_scancel(
+    site: Site, monkeypatch: pytest.MonkeyPatch, ended: str, held: set[str]
+) -> None:
+    """A successor of a template's: nobody but the lineage tells who took it back."""
+    name = names.Name(names.tag(site.home.root), "good", "7c0d12", 2).allocation
+    monkeypatch.setenv("PATH", f"{site.folder}/bin:/usr/bin:/bin")
+    when = "2026-11-24T04:52:14"
+
+    async def look_twice(redis: Redis) -> set[str]:
+        clock = [time.time()]
+        fleet = site.fleet_here(redis, lambda: clock[0])
+        assert await fleet.leads()
+        (site.folder / "queue").write_text(f"9|PENDING|Priority|N/A|N/A||{name}\n")
+        await fleet.tick()
+        assert (await read_health(redis))["good"].pending == "Priority"
+        if ended:
+            await Lineages(redis).end("7c0d12", 1, ended)
+        (site.folder / "queue").write_text(f"9|CANCELLED|Priority|{when}|{when}||{name}\n")
+        clock[0] += ASK_EVERY_SECONDS
+        await fleet.tick()
+        return await brake.held(redis)
+
+    assert site.ask(look_twice) == held
+
+
 def test_while_slurm_hangs_requests_of_the_dead_come_back(site: Site) -> None:
     (site.folder / "hangs").touch()
-
-    async def lose(redis: Redis) -> None:
-        queue = Queue(redis, LimitSettings())
-        await queue.submit(Submission("r1", "ann", "model", "trace", {}, b"payload"))
-        assert await queue.claim("worker-dead", ["model"], 0.1)
-
     with site.fleet():
         eventually(lambda: site.lines("asked"), 30.0, "the question that hangs")
         site.ask(lose)
-        events = eventually(lambda: site.ask(came_back), 40.0, "the request's return")
-        assert "stopped answering" in events
-        assert "until Slurm answers" in eventually(
-            lambda: (site.ask(lambda redis: redis.hget(keys.NOTICES, "pool:good")) or b"").decode(), 20.0, "the reason"
-        )
+        eventually(lambda: "stopped answering" in site.events("r1"), 40.0, "the request's return")
+        assert "until Slurm answers" in eventually(lambda: site.notice("good"), 20.0, "the reason")
 
 
-async def came_back(redis: Redis) -> str:
-    found = await Queue(redis, LimitSettings()).describe("r1")
-    assert found
-    seen: Any = redis
-    events = await seen.xrange(keys.events("r1"))
-    told = [fields[b"description"].decode() for _, fields in events]
-    return next((each for each in told if each.startswith("Back in the queue")), "")
+def test_while_the_store_hangs_requests_of_the_dead_come_back(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(30.0)
+        port = mute.getsockname()[1]
+        site.home.config.write_text(site.home.config.read_text().replace("127.0.0.1:9", f"127.0.0.1:{port}"))
+
+        def is_due(redis: Any) -> Awaitable[int]:
+            return redis.zadd(keys.OBJECTS, {"results/r0/1-x": 1})  # type: ignore[no-any-return]
+
+        site.ask(is_due)
+        with site.fleet():
+            connection, _ = mute.accept()
+            with connection:  # the question that hangs
+                site.ask(lose)
+                eventually(lambda: "stopped answering" in site.events("r1"), 40.0, "the request's return")
+
+
+async def lose(redis: Redis) -> None:
+    """Have a worker take a request and die."""
+    queue = Queue(redis, LimitSettings())
+    await queue.submit(Submission("r1", "ann", "model", "trace", {}, b"payload"))
+    assert await queue.claim("worker-dead", ["model"], 0.1)
 
 
 def still(condition: Callable[[], bool]) -> None:

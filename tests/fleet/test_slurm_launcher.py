@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -119,6 +120,29 @@ def test_a_person_who_cancels_is_not_a_failure(site: Site) -> None:
     assert (ended.status, ended.cancelled) == (None, True)
 
 
+@pytest.mark.parametrize(("nodes", "waited"), [("", "7c0d12"), ("node1", "")])
+def test_of_a_cancelled_one_it_is_known_whether_it_had_begun(site: Site, nodes: str, waited: str) -> None:
+    """As captured: of one that was cancelled while it waited Slurm tells a start as well, and it is its end."""
+    name = names.Name(names.tag(site.launcher.home.root), "main", "7c0d12", 2).allocation
+    (site.folder / "queue").write_text(f"9|PENDING|Priority|N/A|N/A||{name}\n")
+    site.launcher.launched()
+    when = "2026-11-24T04:52:14"
+    (site.folder / "queue").write_text(f"9|CANCELLED|Priority|{when}|{when}|{nodes}|{name}\n")
+    site.later()
+    (ended,) = site.launcher.ended()
+    assert (ended.cancelled, ended.waited) == (True, waited)
+
+
+def test_one_that_died_at_once_died_young_however_late_that_is_seen(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    queue = site.folder / "queue"
+    queue.write_text(queue.read_text().replace("04:10:00", "04:00:02").replace("RUNNING", "FAILED"))
+    site.now = datetime.fromisoformat("2026-11-24T04:01:05").timestamp()
+    (ended,) = site.launcher.ended()
+    assert (ended.status, ended.lived_seconds) == (1, 2.0)
+
+
 def test_while_slurm_is_silent_nothing_ended_and_nothing_is_submitted(site: Site) -> None:
     site.launcher.launched()
     worker = site.launcher.launch()
@@ -185,17 +209,62 @@ def test_another_fleet_finds_what_this_one_submitted(site: Site) -> None:
     site.launcher = SlurmLauncher(
         old.home, POOL, Listing(old.listing.slurm, old.home.root, lambda: site.now), old.draft, old.succeed
     )
+    assert "asked Slurm within the last minute" in site.launcher.trouble()
+    site.later()
     assert [each.worker_id for each in site.launcher.launched()] == [worker]
 
 
-def test_a_fleet_that_is_started_again_asks_slurm_no_more_often(site: Site) -> None:
+@pytest.mark.parametrize(("silent", "trouble"), [(False, ""), (True, "asked Slurm within the last minute")])
+def test_a_fleet_that_is_started_again_asks_slurm_no_more_often(site: Site, silent: bool, trouble: str) -> None:
+    """Also when it died without an answer."""
+    if silent:
+        (site.folder / "silent").touch()
     site.launcher.launched()
-    old = site.launcher
-    again = SlurmLauncher(
-        old.home, POOL, Listing(old.listing.slurm, old.home.root, lambda: site.now + 30), old.draft, old.succeed
-    )
-    assert (again.launched(), again.trouble()) == ([], "")
-    assert (site.folder / "asked").read_text().count("asked") == 1
+    for later in (0, 30, ASK_EVERY_SECONDS - 1):
+        again = Listing(site.launcher.listing.slurm, site.launcher.home.root, lambda later=later: site.now + later)  # type: ignore[misc]
+        again.refresh()
+        assert trouble in again.trouble
+        assert bool(again.trouble) is silent
+    assert site.counted == ["squeue"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"asked": "now"}', '{"asked": 1000000, "seen": [{"id": 7}]}'])
+def test_a_kept_answer_that_cannot_be_read_is_none(site: Site, text: str) -> None:
+    path = site.launcher.home.root / "allocations" / "listing.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    again = Listing(site.launcher.listing.slurm, site.launcher.home.root, lambda: site.now)
+    again.refresh()
+    assert again.known == {}
+
+
+def test_an_answer_from_before_a_submission_tells_nobody_of_it(site: Site) -> None:
+    """What is asked beside the launch may be answered after it."""
+    site.launcher.launched()
+    site.later()
+    asked: list[Callable[[], None]] = []
+    listing = site.launcher.listing
+    listing._run = asked.append
+    site.launcher.launched()
+    site.now += 1
+    (site.folder / "refuse").write_text("Socket timed out on send/recv operation")
+    with pytest.raises(Unsure):
+        site.launcher.launch()
+    asked.pop()()
+    assert listing.known is None
+    site.later()
+    site.launcher.launched()
+    (site.folder / "refuse").unlink()
+    asked.pop()()
+    assert listing.known == {}
+    site.now += ASK_EVERY_SECONDS
+    site.launcher.launched()
+    site.now += 1
+    site.launcher.launch()
+    (site.folder / "queue").write_text("")
+    asked.pop()()
+    again = Listing(listing.slurm, site.launcher.home.root, lambda: site.now)
+    assert again.known is None, "this answer is no word about what was submitted after the question"
 
 
 def test_a_question_that_hangs_holds_nobody_up_and_nothing_is_known_meanwhile(site: Site) -> None:
@@ -253,6 +322,31 @@ def test_a_lineage_that_has_ended_is_not_continued(site: Site) -> None:
     assert site.launcher.launch().endswith("-g1")
 
 
+def test_one_that_broke_is_continued_also_after_a_silence_in_which_slurm_is_not_pressed(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    site.later()
+    site.launcher.launched()
+    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
+    site.queue("NODE_FAIL")
+    site.launcher.ended()
+    tried: list[str] = []
+
+    def silent(what: order.Order, predecessor: str) -> str:
+        tried.append(predecessor)
+        raise SlurmSilent("squeue did not answer.")
+
+    succeed, site.launcher.succeed = site.launcher.succeed, silent
+    for _ in range(5):
+        with pytest.raises(SlurmSilent, match="squeue did not answer"):
+            site.launcher.launch()
+    assert tried == ["7"]
+    site.launcher.succeed = succeed
+    site.later()
+    site.launcher.launched()
+    assert site.launcher.launch().endswith("-g2")
+
+
 def test_what_somebody_else_is_getting_is_no_failure_if_it_never_shows(site: Site) -> None:
     site.launcher.launched()
     site.launcher.launch()
@@ -278,6 +372,21 @@ def test_one_that_never_served_died_young(site: Site, served: bool, longest: flo
     report.served, report.longest = served, longest
     order.write_report(site.launcher.home.root, name, report)
     assert [ended.lived_seconds for ended in site.launcher.ended()] == [lived]
+
+
+def test_a_sweep_passes_over_what_goes_meanwhile(site: Site) -> None:
+    """Drafts, of which another thread or another pool's launch makes files."""
+    home = site.launcher.home
+    folder = order.folder(home.root)
+    folder.mkdir()
+
+    def write(number: int) -> None:
+        home.write_private(folder / f"{number % 10}.json", "{}")
+
+    with ThreadPoolExecutor(1) as thread:
+        writing = [thread.submit(write, number) for number in range(500)]
+        while not all(each.done() for each in writing):
+            order.sweep(home.root)
 
 
 def test_down_cancels_this_homes_allocations_and_no_others(site: Site) -> None:

@@ -19,7 +19,7 @@ from edif_hpc.fleet.local import WORDS, Ended
 
 from . import names, order
 from .commands import SlurmSilent, Unsure
-from .listing import Listing, forget_kept
+from .listing import Listing
 from .names import Name
 from .submit import submit
 from .text import Phase, Seen
@@ -47,13 +47,22 @@ class Submitted:
 
     @property
     def began(self) -> float | None:
-        """When it began to run, if it did; for a pending one Slurm names an estimate."""
-        running = self.seen is not None and self.seen.phase is not Phase.PENDING
-        return self.seen.start if self.seen and running else None
+        """When it began to run, if it did.
+
+        Slurm names a start for others too: an estimate while one waits, its end when it was cancelled while it did. A
+        node only what ran has.
+        """
+        ran = self.seen is not None and self.seen.phase is not Phase.PENDING and self.seen.nodes
+        return self.seen.start if self.seen and ran else None
+
+    def lived(self, now: float) -> float:
+        """For how many seconds it ran, by what Slurm says; it may have ended long before anybody looked."""
+        ended = self.seen.end if self.seen and self.seen.phase is Phase.ENDED else None
+        return (ended or now) - (self.began or ended or now)
 
 
 class SlurmLauncher:
-    """Allocations of one pool.
+    """Allocations of one pool. A launch may go on in one thread while another looks.
 
     Args:
         draft: what the allocation of a name is told.
@@ -89,13 +98,17 @@ class SlurmLauncher:
         """
         if self.listing.known is None:
             raise SlurmSilent(self.listing.trouble)
-        forget_kept(self.home.root)  # what a fleet after this one may not know from a listing of before
+        self.listing.submitting()
         try:
             name, job_id = self._continue() or self._begin()
         except Unsure:
-            self.listing.forget()
+            self.listing.forget("The last submission had no answer, and Slurm has not been asked since.")
             raise
-        self._submitted[name] = Submitted(job_id, self.listing.now())
+        except SlurmSilent as error:  # before a lineage is continued it is looked for
+            self.listing.forget(str(error))
+            raise
+        if name not in self._buried:
+            self._submitted[name] = Submitted(job_id, self.listing.now())
         logger.info("allocation submitted", allocation=name.allocation, job=job_id)
         return name.worker
 
@@ -103,8 +116,15 @@ class SlurmLauncher:
         """The next generation of a lineage that broke and has not ended; "" for an allocation that somebody else is
         getting, and that Slurm will show."""
         while self._broken:
-            broken, predecessor = self._broken.popitem()
-            job_id = self.succeed(self.draft(broken.next), predecessor)
+            broken, predecessor = next(reversed(self._broken.items()))
+            try:
+                job_id = self.succeed(self.draft(broken.next), predecessor)
+            except SlurmSilent:
+                raise  # so it was not tried, and will be
+            except Exception:
+                self._broken.pop(broken)
+                raise
+            self._broken.pop(broken)
             if job_id is not None:
                 return broken.next, job_id
         return None
@@ -116,7 +136,7 @@ class SlurmLauncher:
     def launched(self) -> list[Launched]:
         self._look()
         now = self.listing.now()
-        return [Launched(name.worker, each.began or now, each.served) for name, each in self._submitted.items()]
+        return [Launched(name.worker, each.began or now, each.served) for name, each in list(self._submitted.items())]
 
     def ended(self) -> list[Ended]:
         self._look()
@@ -138,7 +158,9 @@ class SlurmLauncher:
 
     def pending(self) -> str:
         reasons = {
-            each.seen.reason for each in self._submitted.values() if each.seen and each.seen.phase is Phase.PENDING
+            each.seen.reason
+            for each in list(self._submitted.values())
+            if each.seen and each.seen.phase is Phase.PENDING
         }
         return ", ".join(sorted(reasons - {"", "None"}))
 
@@ -149,7 +171,7 @@ class SlurmLauncher:
         told = self.listing.told
         waiting = [
             each
-            for each in self._submitted.values()
+            for each in list(self._submitted.values())
             if each.seen and each.seen.phase is Phase.PENDING and each.cancelled_at < told
         ]
         for each in waiting:
@@ -192,7 +214,8 @@ class SlurmLauncher:
             # One that never served died young, however long its workers tried.
             lived, status, cause = report.longest if report.served else 0.0, report.status, report.cause
         else:
-            lived = self.listing.now() - (report.started if report else each.began or self.listing.now())
+            now = self.listing.now()
+            lived = now - report.started if report else each.lived(now)
             status = 1 if state in FAILED or (report is None and state not in EXPECTED and each.job_id) else None
             words = process.last_words(self.home, name.worker) or _end_of(self._log(each))
             said = f"Slurm says {state}" if state else "Slurm does not know it any more"

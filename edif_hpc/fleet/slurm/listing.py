@@ -1,7 +1,8 @@
 """What Slurm said last about a home's allocations: one question a minute for all pools, whoever asks.
 
-The answer is kept in a file beside the orders, so that a fleet which is started again and again asks no more often. A
-slurmctld that takes its time holds nobody up: the question is put in a thread, and while it hangs nothing is known.
+When it was asked and what it said are kept in a file beside the orders, so that a fleet which is started again and
+again asks no more often. A slurmctld that takes its time holds nobody up: the question is put in a thread, and while it
+hangs nothing is known.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ class Listing:
         self._trouble = "Slurm has not been asked yet."
         self._run = run
         self._asking = False
+        self._lock = threading.Lock()
+        self._submitted = 0.0
+        """When the last submission began: no answer to a question from before tells of it."""
+        self._doubted = 0.0
+        """When one was made that nobody knows the outcome of."""
         self._remember()
 
     @property
@@ -78,47 +84,72 @@ class Listing:
         """Ask again, if a minute has passed."""
         if self._asking or 0 <= self.now() - self.asked < ASK_EVERY_SECONDS:
             return
-        self.asked, self._asking = self.now(), True
+        with self._lock:
+            self.asked, self._asking = self.now(), True
+            self._keep(None)  # before there is an answer: a fleet that is killed while Slurm hangs has asked as well
         self._run(self._ask)
 
-    def forget(self) -> None:
-        """Count as knowing nothing until Slurm is asked again."""
-        self._known, self._trouble = None, "The last submission had no answer, and Slurm has not been asked since."
+    def submitting(self) -> None:
+        """Note that an allocation is being submitted: a fleet after this one may not go by what was known before."""
+        with self._lock:
+            self._submitted = self.now()
+            self._keep(None)
+
+    def forget(self, trouble: str) -> None:
+        """Count as knowing nothing until Slurm is asked again: an answer that is under way is one from before."""
+        with self._lock:
+            self._doubted = self.now()
+            self._known, self._trouble = None, trouble
 
     def _ask(self) -> None:
-        asked = self.asked
         try:
             seen = self.slurm.allocations()
-        except EdifError as error:
-            self._known, self._trouble = None, str(error)
+        except (EdifError, OSError) as error:
+            with self._lock:
+                self._known, self._trouble = None, str(error)
             logger.warning("nothing is known of the allocations", error=str(error))
         else:
-            self._take(seen, asked)
-            self._keep(seen)
+            with self._lock:
+                if self.asked > self._doubted:
+                    self._take(seen)
+                if self.asked > max(self._doubted, self._submitted):
+                    self._keep(seen)
         finally:
             self._asking = False
 
-    def _take(self, seen: list[Seen], asked: float) -> None:
-        self._trouble, self.told = "", asked
+    def _take(self, seen: list[Seen]) -> None:
+        self._trouble, self.told = "", self.asked
         self._known = {name: each for each in seen if (name := names.read(each.name, self.home))}
 
     # -- the file ------------------------------------------------------------------------------------------------------
 
-    def _keep(self, seen: list[Seen]) -> None:
+    def _keep(self, seen: list[Seen] | None) -> None:
         path = path_of(self.home)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        answer = {"asked": self.told, "seen": [asdict(each) for each in seen]}
-        Home(self.home).write_private(path, json.dumps(answer))
+        kept = {"asked": self.asked, "seen": None if seen is None else [asdict(each) for each in seen]}
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            Home(self.home).write_private(path, json.dumps(kept))
+        except OSError as error:  # a full disk is no reason to know nothing
+            logger.warning("when slurm was asked is not kept", error=str(error))
 
     def _remember(self) -> None:
         """Take what a fleet before this one was told, while that is young."""
         try:
             kept = json.loads(path_of(self.home).read_text())
+            asked, told = float(kept["asked"]), kept["seen"]
+            seen = None if told is None else [Seen(**each) for each in told]
         except FileNotFoundError:
             return
-        if 0 <= self.now() - kept["asked"] < ASK_EVERY_SECONDS:
-            self.asked = kept["asked"]
-            self._take([Seen(**each) for each in kept["seen"]], self.asked)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # of another version, or damaged
+            logger.warning("what slurm said before cannot be read", path=str(path_of(self.home)), error=str(error))
+            return
+        if not 0 <= self.now() - asked < ASK_EVERY_SECONDS:
+            return
+        self.asked = asked
+        if seen is None:
+            self._trouble = "A fleet before this one asked Slurm within the last minute; it is asked again after that."
+        else:
+            self._take(seen)
 
 
 def path_of(home: Path) -> Path:

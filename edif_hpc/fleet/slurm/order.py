@@ -5,6 +5,7 @@ And what the supervisor tells the login node when it ends, in another file besid
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -90,8 +91,9 @@ def sweep(home: Path) -> None:
     """Remove what is left of allocations that nobody will ask about any more."""
     oldest = time.time() - KEPT_SECONDS
     for path in folder(home).iterdir():
-        if path.lstat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # a draft that somebody else has just put in its place
+            if path.lstat().st_mtime < oldest:
+                path.unlink()
 
 
 def write_report(home: Path, name: Name, report: Report) -> None:
