@@ -1,7 +1,7 @@
 """Every key and channel in Redis, by name. Nothing else in the project spells one.
 
     request(id)       hash    one request: owner, model, state, latest status, current attempt's token
-    payload(id)       string  a small payload; larger ones lie in the store. Of a failed request it is kept, to be tried again
+    payload(id)       string  a small payload; larger ones lie in the store. A failed request keeps it for another try
     result(id)        string  a small result, likewise
     events(id)        stream  what happened to the request, in order; the truth that sockets and polls read
     targets           zset    model key -> waiting requests

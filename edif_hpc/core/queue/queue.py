@@ -328,6 +328,11 @@ class Queue:
         found = await self.redis.zrangebyscore(keys.OBJECTS, "-inf", int(now * 1000), start=0, num=limit)
         return [key.decode() for key in found]
 
+    async def is_current(self, request_id: str, token: str) -> bool:
+        """Whether an attempt, known by the beginning of its token, is the one that the request is at."""
+        current, state = await self.redis.hmget(keys.request(request_id), ("token", "state"))
+        return state == b"claimed" and bool(token) and bool(current) and current.decode().startswith(token)
+
     async def expire_object(self, object_key: str, seconds: float) -> None:
         """Have an object deleted in time, whatever becomes of the process that stores it; a later call overrides."""
         await self.redis.zadd(keys.OBJECTS, {object_key: int((time.time() + seconds) * 1000)})
