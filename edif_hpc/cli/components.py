@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,26 +57,32 @@ def gateway(
         ),
     ] = False,
 ) -> None:
-    from edif_hpc.fleet.process import living, recorded
+    from edif_hpc.fleet.process import forget_own, living, recorded
     from edif_hpc.fleet.state import gateway_url
+    from edif_hpc.fleet.supervise import GATEWAY, SUCCESSOR
+    from edif_hpc.fleet.takeover import is_successor, take_over
     from edif_hpc.fleet.versions import refuse_running, refuse_versions
     from edif_hpc.gateway.main import serve
 
     place = locate(home)
     settings = settings_for(place, config).settings
-    old = living(place, "gateway") if takeover else None
-    if old:
+    old, url = living(place, GATEWAY) if takeover else None, gateway_url(settings)
+    if old is None:
+        refuse_running(place, GATEWAY)
+    elif not is_successor(place):
         _refuse_supervised(place)
-    else:
-        refuse_running(place, "gateway")
-    refuse_versions(place, settings, "gateway")
+        refuse_running(place, SUCCESSOR)
+    refuse_versions(place, settings, GATEWAY)
 
-    def let_drain() -> None:
-        if old and old.alive:
-            os.kill(old.pid, signal.SIGHUP)
+    def serving() -> None:
+        if old:
+            take_over(place, old, url)
 
-    with recorded(place, "gateway", gateway_url(settings)):
-        serve(place, settings, takeover=old is not None, accepting=let_drain)
+    with recorded(place, SUCCESSOR if old else GATEWAY, url):
+        try:
+            serve(place, settings, takeover=old is not None, accepting=serving)
+        finally:
+            forget_own(place)
 
 
 def _refuse_supervised(place: Home) -> None:
@@ -87,8 +92,8 @@ def _refuse_supervised(place: Home) -> None:
 
     if supervised(place):
         raise ComponentError(
-            f"The gateway of {place.root} is kept running by `edif-hpc up`, which starts a new one itself when the "
-            "old one ends; --takeover is for gateways started by hand."
+            f"The gateway of {place.root} is kept running by `edif-hpc up`: `edif-hpc restart gateway` replaces it. "
+            "--takeover is for gateways started by hand."
         )
 
 
@@ -134,7 +139,7 @@ def worker(
     from edif_hpc.fleet.process import recorded
     from edif_hpc.fleet.versions import refuse_running, refuse_versions
     from edif_hpc.worker.handover import Chain
-    from edif_hpc.worker.main import serve
+    from edif_hpc.worker.main import leave, serve
 
     place = locate(home)
     settings = settings_for(place, config).settings
@@ -151,6 +156,7 @@ def worker(
         overlap = handover == "overlap"
         chain = Chain(lineage, generation, _job_id(), supervisor, overlap) if supervisor else None
         serve(place, settings, worker_id=worker_id, pool=pool, deadline=deadline, chain=chain)
+    leave()
 
 
 def _job_id() -> str:

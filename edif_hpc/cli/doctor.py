@@ -250,15 +250,17 @@ def _redis(home: Home, settings: Settings) -> Iterator[Finding]:
         return
     locate(home.root)
 
-    async def ask(redis: Any) -> tuple[dict[str, Any], tuple[int, int], float]:
-        return await redis.info(), await redis.time(), time.time()
+    async def ask(redis: Any) -> tuple[dict[str, Any], str | None, tuple[int, int], float]:
+        return await redis.info(), await _save_points(redis), await redis.time(), time.time()
 
-    info, (seconds, micros), now = with_redis(home, ask)
+    info, saves, (seconds, micros), now = with_redis(home, ask)
     yield Finding("redis", "ok", f"version {info['redis_version']}, {info['used_memory_human']} used")
     if info.get("maxmemory_policy") not in (None, "noeviction"):
         yield Finding(
-            "redis", "failed", f"its policy is {info['maxmemory_policy']}", "set maxmemory-policy noeviction there"
-        )
+            "redis", "warning", f"it may drop requests when it is full (maxmemory-policy {info['maxmemory_policy']})",
+            "set maxmemory-policy noeviction there",
+        )  # fmt: skip
+    yield _persistence(info, saves)
     if settings.redis.url and not info.get("aof_enabled"):
         advice = "set appendonly yes there: without it, a restart of Redis forgets requests that were accepted"
         yield Finding("redis", "warning", "it keeps no append-only file", advice)
@@ -270,6 +272,31 @@ def _redis(home: Home, settings: Settings) -> Iterator[Finding]:
         yield Finding("clock", "warning", f"{behind:.1f} s away from Redis's", "synchronise this machine's clock (NTP)")
     else:
         yield Finding("clock", "ok", f"within {behind * 1000:.0f} ms of Redis's")
+
+
+async def _save_points(redis: Any) -> str | None:
+    """When it writes snapshots; None where we may not ask, as in the embedded one."""
+    from redis.exceptions import ResponseError
+
+    try:
+        return str((await redis.config_get("save")).get("save", ""))
+    except ResponseError:
+        return None
+
+
+def _persistence(info: dict[str, Any], saves: str | None) -> Finding:
+    """What a restart of Redis leaves of the requests that were accepted."""
+    if info.get("aof_enabled"):
+        return Finding("redis", "ok", "keeps an append-only file")
+    advice = "set appendonly yes there: what was accepted would be lost with a restart"
+    if saves:
+        return Finding("redis", "ok", f"keeps snapshots (save {saves}), and no append-only file")
+    found = (
+        "it keeps nothing over a restart"
+        if saves is not None
+        else "it keeps no append-only file, nor tells of snapshots"
+    )
+    return Finding("redis", "warning", f"{found} (appendonly no)", advice)
 
 
 def _store(home: Home, settings: Settings) -> Iterator[Finding]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,19 +83,38 @@ class Gateway:
     def post(self, path: str) -> Any:
         return self._call("POST", path, {})
 
+    def delete(self, path: str) -> Any:
+        return self._call("DELETE", path, {})
+
     def _call(self, method: str, path: str, query: dict[str, Any]) -> Any:
         import httpx
 
         try:
             answer = self._client.request(method, path, params=query)
         except httpx.HTTPError as error:
-            why = str(error).rstrip(".")
-            raise Unavailable(
-                f"The gateway at {self.url} does not answer ({why}); start it with `edif-hpc up`, or set NDIF_HOST."
-            ) from None
+            raise self.silent(error) from None
         if answer.is_error:
-            raise Refused(_detail(answer))
+            raise Refused(detail(answer))
         return answer.json()
+
+    @contextmanager
+    def stream(self, url: str, start: int) -> Iterator[httpx.Response]:
+        """The answer of a signed link, from byte `start` on, as it comes. The key stays here: links need none."""
+        import httpx
+
+        headers = {"accept-encoding": "identity", **({"range": f"bytes={start}-"} if start else {})}
+        with (
+            httpx.Client(timeout=SECONDS, trust_env=not _local(url)) as client,
+            client.stream("GET", url, headers=headers) as answer,
+        ):
+            yield answer
+
+    def silent(self, error: Exception) -> Unavailable:
+        """The refusal for a gateway that does not answer."""
+        why = str(error).rstrip(".")
+        return Unavailable(
+            f"The gateway at {self.url} does not answer ({why}); start it with `edif-hpc up`, or set NDIF_HOST."
+        )
 
 
 def _local(url: str) -> bool:
@@ -101,8 +122,9 @@ def _local(url: str) -> bool:
     return re.match(r"https?://(127\.|localhost|\[::1\])", url) is not None
 
 
-def _detail(answer: httpx.Response) -> str:
+def detail(answer: httpx.Response) -> str:
+    """The sentence of a refusal, or, from a store that a link led to, its number."""
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"The gateway answered {answer.status_code}."
+        return f"The gateway, or the store that its link leads to, answered {answer.status_code}."

@@ -40,9 +40,20 @@ Examples:
 """
 
 
+RESTART_HELP = """Replace the gateway without losing a request: a new one takes over its port, with today's settings.
+
+The old one takes no more connections and serves those that it has to their end; `ps` shows it as draining.
+
+Example:
+
+  edif-hpc restart gateway
+"""
+
+
 def register(app: typer.Typer) -> None:
     app.command("up", help=UP_HELP)(up)
     app.command("down", help=DOWN_HELP)(down)
+    app.command("restart", help=RESTART_HELP)(restart)
     app.command("supervise", hidden=True)(supervise)
 
 
@@ -180,3 +191,24 @@ def down(
     with working("Stopping …") as say:
         killed = stop(place, say, keep_allocations=keep_allocations)
     print("Down." if not killed else f"Down; killed: {', '.join(killed)}.")
+
+
+@refusals
+def restart(
+    component: Annotated[str, typer.Argument(metavar="COMPONENT", help="gateway")],
+    home: HomeOption = None,
+) -> None:
+    from edif_hpc.core.errors import ComponentError
+    from edif_hpc.fleet.supervise import GATEWAY
+    from edif_hpc.fleet.takeover import restart as replace
+
+    if component != GATEWAY:
+        raise ComponentError(
+            f"Only the gateway can be replaced while the service runs, not {component!r}: workers are replaced with "
+            "`edif-hpc pool drain`, everything else with `edif-hpc down` and `edif-hpc up`."
+        )
+    place = locate(home)
+    with working("Waiting for the new gateway …"):
+        old, new = replace(place, settings_for(place).settings)
+    left = f" The old one (pid {old.pid}) serves its connections to their end." if old.alive else ""
+    print(f"A new gateway serves (pid {new.pid}).{left}")

@@ -78,7 +78,7 @@ def everything(home: Home, settings: Settings) -> list[Row]:
     order = {"supervisor": 0, "gateway": 1, "fleet": 2, "redis": 3, "store": 4}
     found: dict[str, Row] = {}
     for record in sorted(process.records(home), key=lambda record: (order.get(record.name, 9), record.started)):
-        state = "running" if record.alive else "gone" if record.here else "unknown"
+        state = _state(record.name) if record.alive else "gone" if record.here else "unknown"
         row = Row(record.name, state, record.pid, record.host, record.address, record.started, version=record.version)
         row.memory_bytes = memory_of(record.pid) if record.alive else None
         found[record.name] = row
@@ -89,6 +89,15 @@ def everything(home: Home, settings: Settings) -> list[Row]:
         for host in _hosts(worker):
             found[host.name] = host
     return list(found.values())
+
+
+def _state(name: str) -> str:
+    """Of a process that lives: a gateway may be on its way in or out."""
+    from edif_hpc.fleet.supervise import GATEWAY, SUCCESSOR
+
+    if name == SUCCESSOR:
+        return "starting"
+    return "draining" if name.startswith(f"{GATEWAY}-") else "running"
 
 
 def _add_worker(row: Row, worker: WorkerRecord) -> None:

@@ -1,4 +1,4 @@
-"""`status`, `cancel` and `requests list`: what became of requests, asked over HTTP like any other user."""
+"""`requests` and its short forms: what became of requests, and what to do about it. Asked over HTTP."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ Examples:
 
   edif-hpc status 3fa85f64-5717-4562-b3fc-2c963f66afa6
 """
+SHOW_HELP = """Show one request: its status and why, times, worker, result, and which request it repeats.
+
+Example:
+
+  edif-hpc requests show 3fa85f64-5717-4562-b3fc-2c963f66afa6
+"""
 CANCEL_HELP = """End a request that waits or runs.
 
 Example:
 
-  edif-hpc cancel 3fa85f64-5717-4562-b3fc-2c963f66afa6
+  edif-hpc {}cancel 3fa85f64-5717-4562-b3fc-2c963f66afa6
 """
 LIST_HELP = """List your recent requests, newest first.
 
@@ -32,19 +38,47 @@ Examples:
 
   edif-hpc requests list --user ada --json
 """
+DEAD_HELP = """List requests that were given up after too many losses, with the cause: yours; for admins, all.
+
+Example:
+
+  edif-hpc requests dead
+"""
+RETRY_HELP = """Try a failed request again: a new one, with the same payload. The old one stays as it ended.
+
+Example:
+
+  edif-hpc requests retry 3fa85f64-5717-4562-b3fc-2c963f66afa6
+"""
+DELETE_HELP = """Forget an ended request at once: its record, events, result and payload.
+
+Example:
+
+  edif-hpc requests delete 3fa85f64-5717-4562-b3fc-2c963f66afa6
+"""
 OUTCOMES = {
     "ended": "Cancelled before it ran.",
     "told": "Its worker was told to end it.",
     "done": "It had ended already.",
 }
+WORDS = 80
+"""Characters of a description, or of a cause, that a table shows."""
+
+RequestArgument = Annotated[str, typer.Argument(metavar="REQUEST", help="A request's id.")]
+LimitOption = Annotated[int, typer.Option(min=1, help="How many.")]
 
 requests_app = typer.Typer(help="Requests of a user.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     app.command("status", help=STATUS_HELP)(status)
-    app.command("cancel", help=CANCEL_HELP)(cancel)
+    app.command("cancel", help=CANCEL_HELP.format(""))(cancel)
     requests_app.command("list", help=LIST_HELP)(list_requests)
+    requests_app.command("show", help=SHOW_HELP)(show)
+    requests_app.command("dead", help=DEAD_HELP)(dead)
+    requests_app.command("retry", help=RETRY_HELP)(retry)
+    requests_app.command("cancel", help=CANCEL_HELP.format("requests "))(cancel)
+    requests_app.command("delete", help=DELETE_HELP)(delete)
     app.add_typer(requests_app, name="requests")
 
 
@@ -93,6 +127,15 @@ def _held(workers: list[dict[str, Any]]) -> str:
     return ", ".join(f"{worker['worker']} ({worker['error'] or worker['state']})" for worker in workers)
 
 
+@refusals
+def show(request: RequestArgument, home: HomeOption = None, json: JsonOption = False) -> None:
+    from edif_hpc.core.home import Home
+
+    from .http import Gateway
+
+    _one(Gateway(Home.locate(home)).get(f"/api/requests/{request}"), json)
+
+
 def _one(found: dict[str, Any], json: bool) -> None:
     from .show import moment, size
 
@@ -110,16 +153,19 @@ def _one(found: dict[str, Any], json: bool) -> None:
         "finished": moment(found["finished"]),
         "attempt": found["attempt"] or "",
         "worker": found["worker"],
+        "given up": found["dead"],
+        "repeats": found["repeats"],
+        "repeated by": found["repeated_by"],
         "result": found.get("result") or "",
         "size": size(found.get("result_bytes")),
     }
     for name, value in shown.items():
         if value:
-            print(f"{name:<10} {value}")
+            print(f"{name:<11} {value}")
 
 
 @refusals
-def cancel(request: Annotated[str, typer.Argument(metavar="REQUEST")], home: HomeOption = None) -> None:
+def cancel(request: RequestArgument, home: HomeOption = None) -> None:
     from edif_hpc.core.home import Home
 
     from .http import Gateway
@@ -129,9 +175,29 @@ def cancel(request: Annotated[str, typer.Argument(metavar="REQUEST")], home: Hom
 
 
 @refusals
+def retry(request: RequestArgument, home: HomeOption = None, json: JsonOption = False) -> None:
+    from edif_hpc.core.home import Home
+
+    from .http import Gateway
+
+    made = Gateway(Home.locate(home)).post(f"/api/requests/{request}/retry")
+    print(json_module.dumps(made, indent=2) if json else f"Submitted again as {made['id']}.")
+
+
+@refusals
+def delete(request: RequestArgument, home: HomeOption = None) -> None:
+    from edif_hpc.core.home import Home
+
+    from .http import Gateway
+
+    Gateway(Home.locate(home)).delete(f"/api/requests/{request}")
+    print("Deleted: its record, events, result and payload are gone.")
+
+
+@refusals
 def list_requests(
     home: HomeOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    limit: LimitOption = 50,
     user: Annotated[str, typer.Option(help="Somebody else's (for the owner of the service).")] = "",
     json: JsonOption = False,
 ) -> None:
@@ -146,9 +212,28 @@ def list_requests(
         for row in found:
             row["took"] = duration((row["finished"] or time.time()) - row["submitted"]) if row["submitted"] else ""
             row["submitted"] = moment(row["submitted"])
-            row["description"] = row["description"].strip().rpartition("\n")[2][:80]
+            row["description"] = row["description"].strip().rpartition("\n")[2][:WORDS]
     columns = {
         "id": "REQUEST", "user": "USER", "model": "MODEL", "status": "STATUS", "submitted": "SUBMITTED", "took": "TOOK",
         "description": "",
     }  # fmt: skip
     table("Requests", columns, found, json=json)
+
+
+@refusals
+def dead(home: HomeOption = None, limit: LimitOption = 50, json: JsonOption = False) -> None:
+    from edif_hpc.core.home import Home
+
+    from .http import Gateway
+    from .show import moment
+
+    found = Gateway(Home.locate(home)).get("/api/dead", limit=limit)["requests"]
+    if not json:
+        for row in found:
+            row["finished"] = moment(row["finished"])
+            row["dead"] = row["dead"][:WORDS]
+    columns = {
+        "id": "REQUEST", "user": "USER", "model": "MODEL", "finished": "GIVEN UP", "attempt": "ATTEMPTS",
+        "dead": "CAUSE", "repeated_by": "REPEATED BY",
+    }  # fmt: skip
+    table("Dead requests", columns, found, json=json, empty="No request was given up.")

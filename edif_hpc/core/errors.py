@@ -15,6 +15,7 @@ never one of these.
     ├── AdminRequired             403  admin_required      the key is not an admin's
     ├── LinkInvalid               403  link                a result link that expired or was tampered with
     ├── NotYours                  404  unknown_request     unknown, expired or another user's
+    ├── WrongState                409  state               the request has not ended, or ended otherwise
     ├── QuotaExceeded             429  quota
     ├── Unavailable               503  unavailable         Redis or the store is away; try again
     ├── LeaseLost                 409  lease_lost          the attempt's token is no longer the current one
@@ -78,6 +79,11 @@ class LinkInvalid(EdifError):
 class NotYours(EdifError):
     code = "unknown_request"
     http_status = 404
+
+
+class WrongState(EdifError):
+    code = "state"
+    http_status = 409
 
 
 class QuotaExceeded(EdifError):

@@ -84,8 +84,13 @@ class LimitSettings(Section):
     queue_seconds: float = Field(24 * HOUR, gt=0, description="Longest wait in the queue.")
     log_lines: int = Field(1000, ge=0, description="Printed lines kept per request.")
     open_requests: int = Field(1000, gt=0, description="Requests one user may have waiting or running.")
-    retention_seconds: float = Field(24 * HOUR, gt=0, description="How long results and events are kept.")
+    retention_seconds: float = Field(24 * HOUR, gt=0, description="How long results, events and what failed are kept.")
     attempts: int = Field(3, gt=0, description="Unexplained losses after which a request is dead-lettered.")
+
+    @property
+    def payload_seconds(self) -> float:
+        """How long a payload in the store is kept at most, should its request never tell of its end."""
+        return 2 * self.queue_seconds + self.retention_seconds
 
 
 class ModelSettings(Section):
@@ -119,6 +124,18 @@ class WorkerSettings(Section):
     lease_heartbeats: int = Field(3, ge=2, description="Heartbeats a worker may miss before its requests move on.")
     idle_seconds: float = Field(600.0, gt=0, description="A worker without requests ends after this time.")
     offline_seconds: float = Field(600.0, gt=0, description="A worker without Redis for this long gives up.")
+    upload_seconds: float = Field(
+        HOUR, gt=0, description="A result that the object store does not take for this long is given up, with an ERROR."
+    )
+    spool: str = Field(
+        "",
+        description="Local folder for results while the object store is away; empty: the worker's own in $TMPDIR.",
+    )
+    spool_bytes: int = Field(
+        16 * GIB,
+        ge=0,
+        description="Most bytes that wait there; what does not fit keeps its place at its model.",
+    )
 
     @property
     def lease_seconds(self) -> float:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from .endpoints import StoreEndpoint
@@ -34,6 +36,8 @@ DELETE_BATCH = 1000  # S3's own limit
 PAYLOADS = "payloads/"
 RESULTS = "results/"
 """What their keys begin with: a worker may read the ones and write the others."""
+RESULT_KEY = re.compile(RESULTS + r"([^/]+)/\d+-([0-9a-f]+)")
+TOKEN_CHARS = 16
 
 
 def payload_key(request_id: str) -> str:
@@ -41,12 +45,54 @@ def payload_key(request_id: str) -> str:
 
 
 def result_key(request_id: str, attempt: int, token: str) -> str:
-    return f"{RESULTS}{request_id}/{attempt}-{token[:16]}"
+    return f"{RESULTS}{request_id}/{attempt}-{token[:TOKEN_CHARS]}"
+
+
+def attempt_of(key: str) -> tuple[str, str] | None:
+    """Request id and beginning of the token of the attempt whose result has this key; None for any other key."""
+    found = RESULT_KEY.fullmatch(key)
+    return (found[1], found[2]) if found else None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload in parts that was not completed. `began`: Unix time, of the store's clock."""
+
+    key: str
+    upload_id: str
+    began: float
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
     """Run one store call beside the event loop."""
     return await asyncio.to_thread(function, *args)
+
+
+async def in_daemon(function: Callable[..., T], *args: Any) -> T:
+    """Run one store call in a thread of its own, which holds up neither whoever stops waiting nor the process's end."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(cast("T", value))
+        else:
+            outcome.set_exception(error)
+
+    def run() -> None:
+        value: T | None = None
+        error: BaseException | None = None
+        try:
+            value = function(*args)
+        except BaseException as raised:  # noqa: BLE001 - raised again where it is awaited
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended; nobody waits any more
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    return await outcome
 
 
 def _is_loopback(url: str) -> bool:
@@ -143,6 +189,14 @@ class Store:
         else:
             self._call(f"take {key}", lambda: self.client.upload_file(name, bucket, key, Config=config))
 
+    def copy(self, source: str, key: str) -> None:
+        """Copy an object inside the store, up to the 5 GB that S3 copies in one go."""
+        bucket = self.endpoint.bucket
+        self._call(
+            f"copy {source}",
+            lambda: self.client.copy_object(Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": source}),
+        )
+
     def get(self, key: str) -> bytes:
         return self._call(
             f"return {key}", lambda: self.client.get_object(Bucket=self.endpoint.bucket, Key=key)["Body"].read()
@@ -174,6 +228,35 @@ class Store:
                     Bucket=self.endpoint.bucket, Delete={"Objects": batch, "Quiet": True}
                 ),
             )
+
+    def uploads(self) -> list[Upload]:
+        """Uploads in parts that go on, or that nobody will ever complete."""
+        pages = self._call(
+            "list its uploads",
+            lambda: list(self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.endpoint.bucket)),
+        )
+        return [
+            Upload(found["Key"], found["UploadId"], found["Initiated"].timestamp())
+            for page in pages
+            for found in page.get("Uploads", [])
+        ]
+
+    def abort(self, uploads: Sequence[Upload]) -> None:
+        """Abort uploads, and so delete their parts; one that ended meanwhile is let be."""
+        from botocore.exceptions import ClientError
+
+        for upload in uploads:
+
+            def abort(upload: Upload = upload) -> None:
+                try:
+                    self.client.abort_multipart_upload(
+                        Bucket=self.endpoint.bucket, Key=upload.key, UploadId=upload.upload_id
+                    )
+                except ClientError as error:
+                    if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+                        raise
+
+            self._call("abort an upload", abort)
 
     def presign(self, key: str, seconds: float) -> str:
         """A signed link to the object, for the endpoint that clients reach."""

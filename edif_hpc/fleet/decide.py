@@ -6,6 +6,7 @@ seconds of one clock that the caller chooses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from edif_hpc.core.registry import WorkerRecord
 
 DEEP_QUEUE = 8
 """Requests waiting per worker that holds the model, above which another worker is worth its start."""
+MINUTE = 60.0
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def _explain(
     if waiting:
         soon = min(pool.may_launch_at() for pool in waiting) - now
         decision.notes[target.key] = (
-            f"The last worker ended early ({waiting[0].cause}); another is started in {max(1, round(soon))} s."
+            f"The last worker ended early ({waiting[0].cause}); another is started in {_roughly(soon)}."
         )
     elif paused:
         decision.refusals[target.key] = (
@@ -242,3 +244,8 @@ def _explain(
         )
     else:
         decision.notes[target.key] = "Waiting for a worker to end, since no more may run."
+
+
+def _roughly(seconds: float) -> str:
+    """A time in words that change seldom: each change is told to everybody who waits, and kept."""
+    return "less than a minute" if seconds < MINUTE else f"about {math.ceil(seconds / MINUTE)} min"

@@ -16,13 +16,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from edif_hpc.core import log
-from edif_hpc.core.errors import EdifError, Unavailable
+from edif_hpc.core.errors import EdifError
 from edif_hpc.core.lineage import Lineages
 from edif_hpc.core.pools import Pool as PoolSettings
 from edif_hpc.core.queue import Queue, keys
 from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.settings import Settings
-from edif_hpc.core.store import Store, in_thread
+from edif_hpc.core.store import Store
 from edif_hpc.core.wire import ModelKey, Status
 
 from .acts import Acts
@@ -32,6 +32,7 @@ from .decide import ALLOCATIONS, PROCESSES, Decision, Patience, Pool, Target, de
 from .health import Health, read_health, write_health
 from .local import Ended, Launcher
 from .notices import Alerts, notice_of
+from .objects import Objects
 from .slurm.commands import SlurmSilent
 
 logger = log.get("fleet")
@@ -40,8 +41,8 @@ NAME = "fleet"
 LEAD_TICKS = 4
 """Ticks a leader may miss before another takes over."""
 LEAD_LEAST_SECONDS = 3.0
-OBJECTS_SECONDS = 10.0
-STORE_PAUSE_SECONDS = 30.0
+SWEEP_LEAST_SECONDS = 0.05
+"""After the end of a lease: nearer, and its sweep would come before it."""
 WANTED_SECONDS = 600.0
 """How long the fleet goes on trying to bring up a worker for a model that an admin wants."""
 
@@ -85,10 +86,10 @@ class Fleet:
         self.patience = {pool.name: _patience(pool, settings) for pool in pools}
         self.health = {pool.name: Health() for pool in pools}
         self._written: dict[str, Health] = {}
+        self.objects = Objects(self.queue, store, lambda: self._is_leader)
         self.token = secrets.token_hex(8)
         self._renew = redis.register_script(RENEW)
         self._yield = redis.register_script(YIELD)
-        self._objects_due = 0.0
         self._is_leader = False
         self._launches, self._halts = Acts(len(self.pools)), Acts(len(self.pools))
         self._gone: list[tuple[str, Ended]] = []
@@ -103,7 +104,7 @@ class Fleet:
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until told to stop. Redis may go away at any time; the loop waits for it."""
         away = False
-        loops = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._keep_clean())]
+        loops = [asyncio.create_task(self._keep_up()), asyncio.create_task(self.objects.run())]
         while not stop.is_set():
             try:
                 if await self.leads():
@@ -128,33 +129,28 @@ class Fleet:
 
     async def _keep_up(self) -> None:
         """Stay the leader and look after the queue, however long a look takes; a follower stays one."""
+        pause = self.settings.fleet.tick_seconds
         while True:
-            await asyncio.sleep(self.settings.fleet.tick_seconds)
+            await asyncio.sleep(pause)
+            pause = self.settings.fleet.tick_seconds
             if self._is_leader:
                 try:
                     if await self.leads():
-                        await self.tend()
+                        pause = await self.tend()
                 except (RedisError, OSError):
                     self._is_leader = False  # the loop says that Redis is away, and asks anew
 
-    async def _keep_clean(self) -> None:
-        """Delete objects that are due: a store that does not answer takes minutes to say so."""
-        while True:
-            await asyncio.sleep(self.settings.fleet.tick_seconds)
-            if self._is_leader:
-                try:
-                    await self._delete_objects()
-                except (RedisError, OSError):
-                    continue  # the loop says that Redis is away
+    async def tend(self) -> float:
+        """What must go on whatever Slurm and the store do: say that this lives, take requests back from the dead.
 
-    async def tend(self) -> None:
-        """What must go on whatever Slurm and the store do: say that this lives, take requests back from the dead."""
+        Returns the seconds until it is due again: at the end of the next lease, should nobody renew it.
+        """
         await announce(self.redis, NAME)
-        reclaimed, dead, overdue = await self.queue.sweep(
-            self.settings.worker.lease_seconds, self.settings.fleet.tick_seconds
-        )
-        if reclaimed or dead or overdue:
-            logger.warning("swept", reclaimed=reclaimed, dead=dead, overdue=overdue)
+        tick = self.settings.fleet.tick_seconds
+        swept = await self.queue.sweep(self.settings.worker.lease_seconds, tick)
+        if swept.reclaimed or swept.dead or swept.overdue:
+            logger.warning("swept", reclaimed=swept.reclaimed, dead=swept.dead, overdue=swept.overdue)
+        return tick if swept.due_seconds is None else min(tick, max(SWEEP_LEAST_SECONDS, swept.due_seconds))
 
     async def leads(self) -> bool:
         """Become or stay the leader, if nobody else is. Who becomes it takes up what the one before knew of pools."""
@@ -301,23 +297,6 @@ class Fleet:
                 await write_health(self.redis, pool.name, health)
                 self._written[pool.name] = health.model_copy()
         self.alerts.look(notices, time.time())
-
-    async def _delete_objects(self) -> None:
-        now = time.time()
-        if now < self._objects_due:
-            return
-        self._objects_due = now + OBJECTS_SECONDS
-        due = await self.queue.due_objects(now)
-        if not due:
-            return
-        try:
-            await in_thread(self.store.delete, due)
-        except Unavailable as error:
-            self._objects_due = now + STORE_PAUSE_SECONDS
-            logger.warning("the store is away", error=str(error))
-            return
-        await self.queue.forget_objects(due)
-        logger.info("objects deleted", count=len(due))
 
 
 def _patience(pool: PoolSettings, settings: Settings) -> Patience:

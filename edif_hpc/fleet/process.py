@@ -116,6 +116,13 @@ def forget(home: Home, record: Record) -> None:
         path_of(home, record.name).unlink(missing_ok=True)
 
 
+def forget_own(home: Home) -> None:
+    """Remove every record that names this very process."""
+    for record in records(home):
+        if record.pid == os.getpid() and record.alive:
+            forget(home, record)
+
+
 @contextlib.contextmanager
 def recorded(home: Home, name: str, address: str = "") -> Iterator[Record]:
     """Record this very process while it serves as a component."""
@@ -136,9 +143,15 @@ def spawn(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
     keep_open: Sequence[int] = (),
+    log: str = "",
 ) -> subprocess.Popen[bytes]:
-    """Start a component in a session of its own, with its output in its log and its record in the home."""
-    rotate(home.logs / f"{name}.log")
+    """Start a component in a session of its own, with its output in its log and its record in the home.
+
+    Args:
+        log: whose log it writes, if not one of its own name.
+    """
+    file = home.logs / f"{log or name}.log"
+    rotate(file)
 
     def in_child() -> None:
         # Signals that the supervisor waits for are blocked in it, and a mask survives exec.
@@ -146,13 +159,13 @@ def spawn(
         os.umask(PRIVATE_UMASK)
         write(home, name, os.getpid(), address)
 
-    log = os.open(home.logs / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             cwd=folder or home.root,
             env=dict(os.environ if environment is None else environment),
             start_new_session=True,
@@ -160,7 +173,7 @@ def spawn(
             preexec_fn=in_child,  # it imports and logs nothing, so a thread's lock cannot stop it
         )
     finally:
-        os.close(log)
+        os.close(output)
 
 
 def rotate(log: Path, limit: int = LOG_BYTES) -> None:

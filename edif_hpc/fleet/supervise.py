@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from edif_hpc import __version__
 from edif_hpc.core.endpoints import embedded_ports
@@ -37,7 +38,12 @@ RETRY = signal.SIGUSR2
 GONE_SECONDS = 2.0
 """A home that is missing for this long was deleted; shorter, it may be a file system that stumbles."""
 SUPERVISOR = "supervisor"
+GATEWAY = "gateway"
 WORKER = "worker"
+SUCCESSOR = "gateway-next"
+"""A gateway that starts beside the one that runs; see takeover.py."""
+MANY = (GATEWAY, WORKER)
+"""Kinds of which several may run, each told to end before any of them is waited for."""
 STOP_ORDER = ("fleet", WORKER, "gateway", "store", "relay", "redis")
 
 Tell = Callable[[str], None]
@@ -75,6 +81,8 @@ class Supervisor:
         self.kept = {component.name: Kept(component) for component in components}
         self.known: dict[str, Record] = {}
         """Everything that lives, workers included, remembered for the day the home is gone."""
+        self._successor: subprocess.Popen[bytes] | None = None
+        self._draining: list[subprocess.Popen[bytes]] = []
         self._folder = _identity(home)
         self._missing_since: float | None = None
 
@@ -102,15 +110,18 @@ class Supervisor:
                 self._stop_known()
                 raise ComponentError(f"The home {self.home.root} was deleted or moved; all that ran in it is stopped.")
             pending = self._keep_all()
+            self._look_after_gateways()
             if not announced and self._answers("gateway"):
                 announced = True
                 self.ready()
-            heard = signal.sigtimedwait(awaited, BUSY_POLL_SECONDS if pending else CALM_POLL_SECONDS)
+            busy = pending or self._successor
+            heard = signal.sigtimedwait(awaited, BUSY_POLL_SECONDS if busy else CALM_POLL_SECONDS)
             if heard and heard.si_signo in ending:
                 return signal.Signals(heard.si_signo)
             if heard and heard.si_signo == RETRY:
                 for kept in self.kept.values():
                     kept.due, kept.deaths = 0.0, 0
+                self._replace_gateway()
             if time.monotonic() - rotated > ROTATE_SECONDS:
                 rotated = time.monotonic()
                 for log in self.home.logs.glob("*.log"):
@@ -148,6 +159,7 @@ class Supervisor:
     def _adopt(self) -> None:
         """Take over what an earlier supervisor left running."""
         state.write_failures(self.home, {})
+        restart_file(self.home).unlink(missing_ok=True)
         for name, kept in self.kept.items():
             kept.record = process.living(self.home, name)
             if kept.record:
@@ -164,6 +176,8 @@ class Supervisor:
             if not kept.answered:
                 kept.answered = kept.component.answers()
             return kept.answered
+        if self._successor and kept.component.name == GATEWAY:
+            return False  # the next one is on its way
         if kept.record:
             self._mourn(kept, now)
         head_start = kept.component.after if now - self.began < HEAD_START_SECONDS else ()
@@ -212,6 +226,52 @@ class Supervisor:
         if before and embedded_ports(self.home).get(component.name) != before:
             self._readdress(component.name)
 
+    def _replace_gateway(self) -> None:
+        """Start a gateway that takes over from the one that runs, if somebody asked for it."""
+        kept = self.kept.get(GATEWAY)
+        if not restart_file(self.home).exists() or self._successor or not kept:
+            return
+        if not kept.alive:  # a new one starts anyway
+            restart_file(self.home).unlink(missing_ok=True)
+            return
+        component = kept.component
+        try:
+            self._successor = process.spawn(
+                self.home,
+                SUCCESSOR,
+                [*component.command(), "--takeover"],
+                address=component.address(),
+                environment=component.environment,
+                log=GATEWAY,
+            )
+        except (EdifError, OSError, subprocess.SubprocessError) as error:
+            self.tell(f"the new gateway cannot start: {error}")
+            restart_file(self.home).unlink(missing_ok=True)
+
+    def _look_after_gateways(self) -> None:
+        """See whether a new gateway has taken over, and forget those that have drained."""
+        self._draining = [child for child in self._draining if child.poll() is None]
+        if self._missing_since is not None:
+            return
+        for path in self.home.run.glob(f"{GATEWAY}-*{process.RECORD_SUFFIX}"):
+            record = process.read(self.home, path.stem)
+            if record and record.here and not record.alive:
+                process.forget(self.home, record)
+        if not self._successor:
+            return
+        kept, record = self.kept[GATEWAY], process.living(self.home, GATEWAY)
+        if record and record.pid == self._successor.pid:
+            if kept.child:
+                self._draining.append(kept.child)
+            kept.record, kept.child, kept.since, kept.answered = record, self._successor, time.monotonic(), True
+            self.tell(f"a new gateway serves (pid {record.pid}); the old one drains")
+        elif self._successor.poll() is not None:
+            self.tell(f"the new gateway {_how_it_ended(self._successor)}; the old one goes on")
+        else:
+            return
+        self._successor = None
+        restart_file(self.home).unlink(missing_ok=True)
+
     def _readdress(self, moved: str) -> None:
         """Restart those who know the old address of a component that had to move to another port."""
         self.tell(f"{moved} moved to another port: restarting those who use it")
@@ -223,6 +283,11 @@ class Supervisor:
 
     def _write_failures(self) -> None:
         state.write_failures(self.home, {name: kept.deaths for name, kept in self.kept.items() if kept.deaths})
+
+
+def restart_file(home: Home) -> Path:
+    """There while somebody waits for a new gateway."""
+    return home.run / "restart"
 
 
 def _how_it_ended(child: subprocess.Popen[bytes] | None) -> str:
@@ -263,8 +328,9 @@ def stop_all(home: Home, tell: Tell) -> list[str]:
 
 
 def stop_kind(home: Home, name: str, tell: Tell) -> list[str]:
-    """Stop the component of this name, or all workers on this machine. Returns what had to be killed."""
-    found = _workers(home) if name == WORKER else [record for record in [process.read(home, name)] if record]
+    """Stop the component of this name, or all workers or gateways on this machine. Returns what had to be killed."""
+    many = [record for record in process.records(home) if record.here and _is(record, name)]
+    found = many if name in MANY else [record for record in [process.read(home, name)] if record]
     killed = _stop(name, found, tell)
     for record in found:
         process.forget(home, record)
@@ -277,7 +343,7 @@ def _stop(name: str, found: list[Record], tell: Tell) -> list[str]:
     """Stop all that is recorded of one kind. Returns what had to be killed."""
     killed = []
     alive = [record for record in found if record.alive]
-    if name == WORKER:
+    if name in MANY:
         for record in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record.pid, signal.SIGTERM)
@@ -295,7 +361,7 @@ def _workers(home: Home) -> list[Record]:
 
 
 def _is(record: Record, kind: str) -> bool:
-    return record.name.startswith(f"{WORKER}-") if kind == WORKER else record.name == kind
+    return record.name == kind or (kind in MANY and record.name.startswith(f"{kind}-"))
 
 
 def _identity(home: Home) -> tuple[int, int] | None:

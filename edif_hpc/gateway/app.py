@@ -23,6 +23,7 @@ from edif_hpc.core.store import Store
 
 from .answers import Answers
 from .auth import Auth
+from .control import Control
 from .door import Door
 from .errors import NotFound
 from .front import Front
@@ -80,10 +81,12 @@ def create_app(
         link_seconds=settings.gateway.link_seconds,
         presigned=settings.store.delivery == "presigned",
     )
-    intake = Intake(settings, auth, Door(settings, cache, observed), queue, store, sessions, spool)
+    door = Door(settings, cache, observed)
+    intake = Intake(settings, auth, door, queue, store, sessions, spool)
     subscribe = Subscribe(auth, sessions, answers, stats)
     results = Results(queue, store, link_secret, stats)
     records = Records(auth, queue, events, answers, sessions.follower)
+    control = Control(auth, queue, store, door, limits)
     public = Public(auth, observed, registry, cache)
     overview = Overview(auth, observed, queue, public)
     metrics = Metrics(auth, queue, observed, sessions, stats)
@@ -113,8 +116,11 @@ def create_app(
         Route("/whoami", public.whoami),
         Route("/metrics", metrics.get),
         Route("/api/requests", records.list_recent),
+        Route("/api/dead", records.list_dead),
         Route("/api/requests/{request_id}", records.show),
-        Route("/api/requests/{request_id}/cancel", records.cancel, methods=["POST"]),
+        Route("/api/requests/{request_id}", control.delete, methods=["DELETE"]),
+        Route("/api/requests/{request_id}/cancel", control.cancel, methods=["POST"]),
+        Route("/api/requests/{request_id}/retry", control.retry, methods=["POST"]),
         Route("/api/requests/{request_id}/events", records.history),
         Route("/api/workers", overview.workers),
         Route("/api/models", overview.models),

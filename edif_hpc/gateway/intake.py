@@ -102,8 +102,8 @@ class Intake:
 
     async def _store(self, request_id: str, payload: Payload) -> str:
         """Put a large payload into the store; it is due for deletion from before it exists, so none can be orphaned."""
-        key, limits = payload_key(request_id), self.settings.limits
-        await self.queue.expire_object(key, 2 * limits.queue_seconds + limits.retention_seconds)
+        key = payload_key(request_id)
+        await self.queue.expire_object(key, self.settings.limits.payload_seconds)
         await in_thread(self.store.upload, key, payload.file())
         return key
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import gc
 import resource
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +42,9 @@ GOODBYE_SECONDS = 10.0
 MOST_FILES = 65_536
 DRAIN_SECONDS = 3600
 """For downloads that go on after the last socket."""
+STEER_SECONDS = 0.2
+"""From taking all new connections until the old gateway closes: what it was given before, it has accepted by then."""
+SO_ATTACH_REUSEPORT_CBPF, BPF_RETURN, SECOND = 51, 0x06, 1
 GC_THRESHOLDS = (50_000, 20, 50)
 """Requests make few cycles; the default threshold of 700 ran the collector several times a request."""
 
@@ -47,12 +52,16 @@ logger = log.get("gateway")
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with a goodbye for sockets and with draining. `accepting` is called once, when it serves."""
+    """uvicorn, with a goodbye for sockets and with draining. `accepting` is called once, when it serves since `after`
+    seconds."""
 
-    def __init__(self, config: uvicorn.Config, sessions: Sessions, accepting: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, sessions: Sessions, accepting: Callable[[], None], after: float = 0.0
+    ) -> None:
         super().__init__(config)
         self.sessions = sessions
         self.accepting = accepting
+        self.after = after
         self.draining = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -67,7 +76,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.accepting()
+        asyncio.get_running_loop().call_later(self.after, self.accepting)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -108,12 +117,25 @@ def listen(host: str, port: int, *, takeover: bool) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
+        if takeover:
+            _steer_here(sock)
         sock.setblocking(False)
     except OSError as error:
         raise ComponentError(
             f"The gateway cannot listen on {host}:{port} ({error.strerror}); choose another with gateway.port."
         ) from error
     return sock
+
+
+def _steer_here(sock: socket.socket) -> None:
+    """Have the kernel give every new connection to this socket, the second of the two that share the port.
+
+    What still waited in the old one's backlog when that closes would be reset. Once the old one is gone no socket has
+    this number, and the kernel chooses among those there are.
+    """
+    program = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, SECOND))
+    with contextlib.suppress(OSError):  # a kernel without it shares new connections out until the old one closes
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
 def serve(
@@ -136,7 +158,7 @@ def serve(
         owner_key=home.secret(OWNER_KEY),
     )
     sock = listen(settings.gateway.host, settings.gateway.port, takeover=takeover)
-    server = Server(_config(gateway.app, settings), gateway.sessions, accepting)
+    server = Server(_config(gateway.app, settings), gateway.sessions, accepting, STEER_SECONDS if takeover else 0.0)
     _raise_file_limit()
     gc.collect()
     gc.freeze()

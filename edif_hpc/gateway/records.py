@@ -23,7 +23,7 @@ TIMES = ("submitted", "claimed", "finished")
 LATEST = ("user", "status", "description", "data", "meta")
 SUMMARY = (
     "user", "target", "kind", "state", "status", "description", "submitted", "claimed", "updated", "finished",
-    "attempt", "worker", "dead", "data", "meta",
+    "attempt", "worker", "dead", "repeats", "repeated_by", "data", "meta",
 )  # fmt: skip
 MOST_LISTED = 500
 LONGEST_WAIT_SECONDS = 60.0
@@ -63,12 +63,24 @@ class Records:
             await self.auth.admin(request)
         limit = min(MOST_LISTED, _number(request, "limit", 50))
         ids = [found.decode() for found in await self.queue.redis.zrevrange(keys.user(name), 0, int(limit) - 1)]
+        return JSONResponse({"requests": await self._summaries(ids)})
+
+    async def list_dead(self, request: Request) -> Response:
+        """Requests that were given up after too many losses, the latest first: one's own, for an admin everybody's."""
+        user = await self.auth.user(request)
+        limit = min(MOST_LISTED, _number(request, "limit", 50))
+        found = await self._summaries(await self.queue.dead())
+        mine = [summary for summary in found if user.admin or summary["user"] == user.name]
+        return JSONResponse({"requests": mine[: int(limit)]})
+
+    async def _summaries(self, request_ids: list[str]) -> list[dict[str, Any]]:
+        """Those that are still on record, in the order given."""
         pipeline = self.queue.redis.pipeline(transaction=False)
-        for request_id in ids:
+        for request_id in request_ids:
             pipeline.hmget(keys.request(request_id), SUMMARY)
-        rows = await pipeline.execute() if ids else []
-        found = [_summary(request_id, _named(SUMMARY, row)) for request_id, row in zip(ids, rows, strict=True)]
-        return JSONResponse({"requests": [summary for summary in found if summary["status"]]})
+        rows = await pipeline.execute() if request_ids else []
+        found = [_summary(request_id, _named(SUMMARY, row)) for request_id, row in zip(request_ids, rows, strict=True)]
+        return [summary for summary in found if summary["status"]]
 
     async def show(self, request: Request) -> Response:
         request_id, found = await self._own(request)
@@ -77,17 +89,6 @@ class Records:
         if data and summary["status"] == Status.COMPLETED:
             summary["result"] = await self.answers.link(request_id, data, self.answers.base_url(request))
         return JSONResponse(summary)
-
-    async def cancel(self, request: Request) -> Response:
-        """`ended`, `told` (its worker was), or `done` (there was nothing left to cancel)."""
-        user = await self.auth.user(request)
-        request_id = request.path_params["request_id"]
-        request.scope["edif_notes"].update(request=request_id, user=user.name)
-        by = f"Cancelled by {user.name}." if user.admin else "Cancelled."
-        outcome = await self.queue.withdraw(request_id, "" if user.admin else user.name, by)
-        if outcome == "unknown":
-            raise NotYours(UNKNOWN)
-        return JSONResponse({"id": request_id, "outcome": outcome})
 
     async def history(self, request: Request) -> Response:
         """Events after a cursor; with `?wait=` seconds, the answer comes when there is one."""
@@ -170,6 +171,8 @@ def _summary(request_id: str, found: dict[str, str]) -> dict[str, Any]:
         "attempt": int(found.get("attempt") or 0),
         "worker": found.get("worker", ""),
         "dead": found.get("dead", ""),
+        "repeats": found.get("repeats", ""),
+        "repeated_by": found.get("repeated_by", ""),
         "result_bytes": data.get("bytes", data.get("inline")),
         "meta": _json(found, "meta"),
     }

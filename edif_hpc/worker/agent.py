@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine, Iterable
+from pathlib import Path
 from typing import Any
 
 from edif_hpc import __version__
@@ -25,9 +26,11 @@ from edif_hpc.core.store import Store
 
 from . import contract
 from .attempt import Attempt, log_end
+from .drain import Drain
 from .handover import Chain, Handover, Serving
 from .provision import Provision
 from .residents import Resident, Residents
+from .spool import Spool
 from .steady import AWAY, until_done
 
 logger = log.get("worker")
@@ -35,7 +38,6 @@ logger = log.get("worker")
 PREFETCH_BELOW_SECONDS = 0.5
 """A request is claimed ahead of a free slot only when runs are this short: behind a long one it would be stuck, while
 another worker may be free."""
-DRAIN_SECONDS = 20.0
 REDIS_PAUSE_SECONDS = 1.0
 CANCEL_SECONDS = 0.5
 FIRST_CONTACT_SECONDS = 60.0
@@ -60,6 +62,8 @@ class Agent:
         self.store = store
         self.residents = residents
         self.registry = Registry(queue.redis)
+        folder = Path(settings.worker.spool).expanduser() if settings.worker.spool else residents.scratch
+        self.spool = Spool(folder, settings.worker.spool_bytes)
         self.attempts: dict[str, Attempt] = {}
         self.draining = asyncio.Event()
         self.drain_reason = Release.HANDBACK
@@ -164,20 +168,10 @@ class Agent:
     async def _drain(self) -> None:
         self.record.state = "draining"
         logger.info("draining", running=len(self.attempts))
-        for attempt in list(self.attempts.values()):
-            if not attempt.started:
-                attempt.hand_back(Release.HANDBACK)  # no walltime cut it off
-        patience = max(0.0, self.remaining_seconds())
-        if self.drain_reason is not Release.WALLTIME:
-            patience = min(DRAIN_SECONDS, patience)
-        await self._wait_for_attempts(patience)
-        for attempt in list(self.attempts.values()):
-            attempt.hand_back(self.drain_reason)
-        await self._wait_for_attempts(self.settings.worker.offline_seconds)
-
-    async def _wait_for_attempts(self, seconds: float) -> None:
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=seconds)
+        drain = Drain(
+            self.record.deadline, self.attempts, self._tasks, self.spool, self.settings.worker.offline_seconds
+        )
+        await drain.run(self.drain_reason, max(0.0, self.remaining_seconds()))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -248,9 +242,11 @@ class Agent:
         ahead = resident.running >= self.settings.worker.concurrency
         resident.running += 1
         resident.last_used = self._last_busy = time.monotonic()
-        attempt = Attempt(claim, resident, self.queue, self.store, self.settings, ahead=ahead)
+        attempt = Attempt(
+            claim, resident, self.queue, self.store, self.settings, self.spool, self._leave_place, ahead=ahead
+        )
         self.attempts[claim.request_id] = attempt
-        self._spawn(self._serve(attempt, resident))
+        self._spawn(self._serve(attempt))
         await asyncio.sleep(0)  # it is on its way to its host before the next one is asked for
         return claim
 
@@ -259,7 +255,7 @@ class Agent:
         if resident.running < slots:
             return True
         now = time.monotonic()
-        ahead = [attempt for attempt in self.attempts.values() if attempt.resident is resident]
+        ahead = [each for each in self.attempts.values() if each.resident is resident and each.holds_place]
         short = all(
             0 < attempt.claim.expected_seconds < PREFETCH_BELOW_SECONDS > now - attempt.claimed for attempt in ahead
         )
@@ -273,7 +269,7 @@ class Agent:
             if not attempt.started and attempt.ahead and waited > self.settings.worker.heartbeat_seconds:
                 attempt.hand_back(Release.HANDBACK, "the request before it takes long")
 
-    async def _serve(self, attempt: Attempt, resident: Resident) -> None:
+    async def _serve(self, attempt: Attempt) -> None:
         began = time.monotonic()
         try:
             outcome = await attempt.run()
@@ -281,14 +277,23 @@ class Agent:
             if outcome and outcome.verdict is contract.Verdict.COMPLETED:
                 self.record.completed += 1
         finally:
-            resident.running -= 1
-            resident.last_used = time.monotonic()
+            self._leave_place(attempt)
             self.attempts.pop(attempt.claim.request_id, None)
+
+    def _leave_place(self, attempt: Attempt) -> None:
+        """An attempt needs its model no more: it has ended, or its result waits on disk for the object store."""
+        if attempt.holds_place:
+            attempt.holds_place = False
+            attempt.resident.running -= 1
+            attempt.resident.last_used = time.monotonic()
+            self._wake.set()
+            self.provision.stir()
 
     # -- heartbeats and the doorbell -----------------------------------------------------------------------------------
 
     async def _heartbeats(self) -> None:
         while True:
+            pause = self.settings.worker.heartbeat_seconds
             try:
                 await self._beat()
                 self._last_contact = time.monotonic()
@@ -298,7 +303,8 @@ class Agent:
                 if silent > self.settings.worker.offline_seconds:
                     logger.error("cut off from Redis, ending")
                     self.stop()
-            await asyncio.sleep(self.settings.worker.heartbeat_seconds)
+                pause = min(pause, REDIS_PAUSE_SECONDS)
+            await asyncio.sleep(pause)
 
     async def _model_ready(self) -> None:
         if self.handover:
@@ -329,8 +335,10 @@ class Agent:
 
     def _obey(self, command: str) -> None:
         verb, _, argument = command.partition(" ")
-        if verb == "cancel" and argument in self.attempts:
-            self.attempts[argument].cancel("Cancelled.")
+        if verb == "cancel":
+            request_id, _, why = argument.partition(" ")
+            if request_id in self.attempts:
+                self.attempts[request_id].cancel(why or "Cancelled.")
         elif verb in ("drain", "stop"):
             self.stop()
         elif verb == "load":

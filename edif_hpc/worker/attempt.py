@@ -1,8 +1,8 @@
 """One claim, from its payload to its terminal status.
 
-The result is uploaded before COMPLETED is written, and everything written carries the claim's token. When Redis or
-the store is away the attempt waits with its result in hand; when the lease is lost it kills what runs and says nothing
-more.
+The result is uploaded before COMPLETED is written, and everything written carries the claim's token. When Redis is
+away the attempt waits with its result in hand; when the store is, with its result on local disk, its lease kept, and
+its place at the model free for others. When the lease is lost it kills what runs and says nothing more.
 """
 
 from __future__ import annotations
@@ -10,33 +10,64 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from edif_hpc.core import log
-from edif_hpc.core.errors import EdifError, HostError, LeaseLost
+from edif_hpc.core.errors import EdifError, HostError, LeaseLost, Unavailable
 from edif_hpc.core.queue import Claim, Queue, Release, Step
 from edif_hpc.core.settings import Settings
-from edif_hpc.core.store import Store, in_thread, result_key
+from edif_hpc.core.store import Store, in_daemon, result_key
 from edif_hpc.core.wire import Status
 
 from .contract import Limits, Outcome, ResultFile, RunSpec, Verdict
 from .residents import Resident
-from .steady import until_done
+from .spool import Spool
+from .steady import AWAY, until_done
+
+T = TypeVar("T")
 
 GATHER_SECONDS = 0.02
 """How long events wait for others before they are written: less than anybody sees, longer than a short run."""
 BATCH = 500
+ORPHAN_SECONDS = 3600.0
+"""How much longer than its upload may take an object is left alone that no request names."""
+
+WAITS = "The object store is away: your result is kept on its worker and stored when it is back."
+NOT_STORED = "the object store was away when its worker had to end"
 
 logger = log.get("worker")
 
 
+class Interrupted(Exception):
+    """Somebody ends the attempt while it waits for the object store."""
+
+
 class Attempt:
-    """Runs one claim on a resident model."""
+    """Runs one claim on a resident model.
+
+    Args:
+        spool: where its result may wait for the object store.
+        on_waiting: called once when it does, and so needs the model no more.
+    """
 
     def __init__(
-        self, claim: Claim, resident: Resident, queue: Queue, store: Store, settings: Settings, *, ahead: bool = False
+        self,
+        claim: Claim,
+        resident: Resident,
+        queue: Queue,
+        store: Store,
+        settings: Settings,
+        spool: Spool,
+        on_waiting: Callable[[Attempt], None],
+        *,
+        ahead: bool = False,
     ) -> None:
         self.claim = claim
+        self.spool = spool
+        self.on_waiting = on_waiting
+        self.holds_place = True
+        """Whether it counts among those that the model runs."""
         self.ahead = ahead
         """Claimed while another one ran, so that nothing waits between the two."""
         self.resident = resident
@@ -50,6 +81,9 @@ class Attempt:
         self.handed_back: Release | None = None
         self._why_back = ""
         self.lease_lost = False
+        self._stop = asyncio.Event()
+        self._ended = False
+        """Whether its code has run: what is left is to deliver the result."""
         self._sequence = 0
         self._unwritten: list[Step] = []
         self._news = asyncio.Event()
@@ -59,17 +93,25 @@ class Attempt:
     def cancel(self, reason: str) -> None:
         """The owner or an admin wants it ended."""
         self.cancelled = reason
+        self._stop.set()
         self._kill()
 
     def lose(self) -> None:
         """The request is somebody else's now."""
         self.lease_lost = True
+        self._stop.set()
         self._kill()
 
     def hand_back(self, reason: Release, why: str = "its worker is ending") -> None:
-        """Somebody else shall run it."""
+        """Somebody else shall run it; a result that is on its way to the store goes on."""
         self.handed_back, self._why_back = reason, why
+        if not self._ended:
+            self._stop.set()
         self._kill()
+
+    def abandon(self) -> None:
+        """There is no time left to wait for the object store."""
+        self._stop.set()
 
     def _kill(self) -> None:
         if self.resident.host:
@@ -83,6 +125,7 @@ class Attempt:
         outcome: Outcome | None = None
         try:
             outcome = await self._execute()
+            self._ended = True
             await self._settle(outcome)
         except LeaseLost:
             logger.warning("lease lost", request=self.claim.request_id, attempt=self.claim.attempt)
@@ -114,7 +157,12 @@ class Attempt:
                 log_lines=limits.log_lines,
             ),
         )
-        payload = await self._payload()
+        try:
+            payload = await self._unless_stopped(self._payload())
+            if self._stop.is_set():
+                raise Interrupted
+        except Interrupted:
+            return Outcome(Verdict.CANCELLED)
         try:
             return await host.run(spec, payload, self._on_log, self._on_start)
         except HostError as error:
@@ -125,7 +173,7 @@ class Attempt:
         if not key:
             return self.claim.payload
         return await until_done(
-            "read a payload", lambda: in_thread(self.store.get, key), self.settings.worker.offline_seconds
+            "read a payload", lambda: in_daemon(self.store.get, key), self.settings.worker.offline_seconds
         )
 
     def _on_start(self) -> None:
@@ -133,6 +181,10 @@ class Attempt:
         self._tell(Status.RUNNING, "Your request is running.")
 
     def _on_log(self, line: str) -> None:
+        self._tell(Status.LOG, line)
+
+    def tell(self, line: str) -> None:
+        """A line of the service's own among those that the block printed."""
         self._tell(Status.LOG, line)
 
     def _tell(self, status: Status, description: str) -> None:
@@ -163,7 +215,10 @@ class Attempt:
             raise LeaseLost(f"Request {self.claim.request_id} was taken from this worker.")
         outcome.meta["isolation"] = outcome.isolation.value
         if outcome.verdict is Verdict.COMPLETED and outcome.result:
-            await self._deliver(outcome.result, outcome.meta)
+            try:
+                await self._deliver(outcome.result, outcome.meta)
+            except Interrupted:
+                await self._undelivered(outcome)
         elif self.cancelled is not None:
             await self._finish_error(self.cancelled, outcome.meta)
         elif self.handed_back is not None:
@@ -188,12 +243,7 @@ class Attempt:
             )  # fmt: skip
             return
         key = result_key(self.claim.request_id, self.claim.attempt, self.claim.token)
-        await until_done(
-            "store a result",
-            lambda: in_thread(self._upload, key, result),
-            self.settings.worker.offline_seconds,
-            lambda: self._on_log("The object store is away; your result is kept and will be stored when it is back."),
-        )
+        await self._store(key, result)
         await self._steadily(
             "write a result",
             lambda: self.queue.finish(
@@ -206,6 +256,68 @@ class Attempt:
         with open(os.dup(result.fd), "rb") as file:
             file.seek(0)
             self.store.upload(key, file)
+
+    async def _store(self, key: str, result: ResultFile) -> None:
+        """Upload a result. Its object is due for deletion from before it exists, so that none can be orphaned.
+
+        Raises:
+            Unavailable: the store did not take it in time; the sentence is for the user.
+            Interrupted: the attempt has to end first.
+        """
+        worker = self.settings.worker
+        kept = worker.upload_seconds + worker.offline_seconds + ORPHAN_SECONDS
+        await self._steadily("name an object", lambda: self.queue.expire_object(key, kept))
+        waits = Waiting(self, result)
+        try:
+            if self.spool.away:
+                await waits.on_disk()
+            await self._unless_stopped(
+                until_done("store a result", lambda: self._upload_once(key, result, waits), worker.upload_seconds)
+            )
+        except Unavailable as error:
+            logger.error("result given up", request=self.claim.request_id, error=str(error))
+            raise Unavailable(
+                f"The object store was away for {worker.upload_seconds:.0f} s, and your result could not be stored: "
+                f"try it again with `edif-hpc requests retry {self.claim.request_id}`."
+            ) from error
+        finally:
+            waits.over()
+
+    async def _upload_once(self, key: str, result: ResultFile, waits: Waiting) -> None:
+        try:
+            async with self.spool.turns:
+                await in_daemon(self._upload, key, result)
+        except AWAY:
+            self.spool.away = True
+            await waits.on_disk()
+            raise
+        self.spool.away = False
+
+    async def _undelivered(self, outcome: Outcome) -> None:
+        """The result was not stored before this attempt had to end."""
+        if self.lease_lost:
+            raise LeaseLost(f"Request {self.claim.request_id} was taken from this worker.")
+        if self.cancelled is not None:
+            await self._finish_error(self.cancelled, outcome.meta)
+        else:
+            await self._release(Release.HANDBACK, NOT_STORED)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work`, but no longer than this attempt may go on.
+
+        Raises:
+            Interrupted: it may not.
+        """
+        task, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Interrupted
+            return task.result()
+        finally:
+            stop.cancel()
+            task.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
 
     async def _finish_error(self, description: str, meta: dict[str, Any]) -> None:
         await self._steadily(
@@ -222,6 +334,29 @@ class Attempt:
 
     async def _steadily(self, what: str, action: Any) -> None:
         await until_done(what, action, self.settings.worker.offline_seconds)
+
+
+class Waiting:
+    """One result that the store did not take at once."""
+
+    def __init__(self, attempt: Attempt, result: ResultFile) -> None:
+        self.attempt = attempt
+        self.result = result
+        self.told = False
+        self.taken = False
+
+    async def on_disk(self) -> None:
+        """Tell the user, and have the result wait where it holds no memory, as soon as there is room."""
+        if not self.told:
+            self.told = True
+            self.attempt.tell(WAITS)
+        if not self.taken and await self.attempt.spool.take(self.result):
+            self.taken = True
+            self.attempt.on_waiting(self.attempt)
+
+    def over(self) -> None:
+        if self.taken:
+            self.attempt.spool.forget(self.result)
 
 
 def log_end(claim: Claim, outcome: Outcome | None, began: float) -> None:

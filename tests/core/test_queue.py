@@ -157,7 +157,7 @@ def test_an_attempt_that_lost_its_lease_can_write_nothing(endpoint: RedisEndpoin
         assert first is not None
         await queue.sweep(LEASE, 1000.0)
         await redis.hset(keys.SWEEP, "hold_until", 0)
-        assert (await queue.sweep(0.0, 1000.0))[0] == 1
+        assert (await queue.sweep(0.0, 1000.0)).reclaimed == 1
         second = await claimed(queue, "w2")
         assert second.attempt == 2
         assert await queue.renew([first, second], LEASE) == [Verdict.LOST, Verdict.OK]
@@ -207,8 +207,11 @@ def test_nothing_is_reclaimed_after_a_silence_before_workers_could_renew(endpoin
         await submit(queue, "r1")
         got = await queue.claim("w1", [TARGET], lease_seconds=0.0)
         assert got is not None
-        assert await queue.sweep(LEASE, 1.0) == (0, 0, 0)
-        assert await queue.sweep(LEASE, 1.0) == (0, 0, 0)
+        for _ in range(2):
+            swept = await queue.sweep(LEASE, 1.0)
+            assert (swept.reclaimed, swept.dead, swept.overdue) == (0, 0, 0)
+            assert swept.due_seconds is not None
+            assert LEASE - 5 < swept.due_seconds <= LEASE
         assert await queue.renew([got], LEASE) == [Verdict.OK]
 
     scenario(endpoint, story)
@@ -233,7 +236,7 @@ def test_waiting_too_long_ends_with_a_sentence(endpoint: RedisEndpoint) -> None:
     async def story(queue: Queue, redis: Redis) -> None:
         await submit(queue, "r1")
         await asyncio.sleep(0.05)
-        assert (await queue.sweep(LEASE, 1.0))[2] == 1
+        assert (await queue.sweep(LEASE, 1.0)).overdue == 1
         assert (await statuses(redis, "r1"))[-1] == Status.ERROR
         assert await queue.waiting() == {}
 

@@ -1,7 +1,7 @@
 """Every key and channel in Redis, by name. Nothing else in the project spells one.
 
     request(id)       hash    one request: owner, model, state, latest status, current attempt's token
-    payload(id)       string  a small payload; larger ones lie in the store
+    payload(id)       string  a small payload; larger ones lie in the store. A failed request keeps it for another try
     result(id)        string  a small result, likewise
     events(id)        stream  what happened to the request, in order; the truth that sockets and polls read
     targets           zset    model key -> waiting requests
@@ -10,6 +10,7 @@
     share(t)          hash    user -> virtual time, "@clock" -> the queue's own
     running(t)        zset    request id -> expected end, of those claimed
     estimates(t)      hash    kind -> learnt run time in ms
+    dead              zset    request id -> when it was given up after too many losses, in ms
     leases            zset    request id -> end of its lease in ms
     waiting_since     zset    request id -> submission in ms, of all that wait
     user(u)           zset    request id -> submission in ms, a user's own recent requests
@@ -41,6 +42,7 @@ Channels carry only the doorbell: what changed, never what it is.
 PREFIX = "edif:"
 
 TARGETS = PREFIX + "targets"
+DEAD = PREFIX + "dead"
 LEASES = PREFIX + "leases"
 WAITING_SINCE = PREFIX + "waiting_since"
 WORKERS = PREFIX + "workers"
@@ -137,7 +139,7 @@ def slurm_hour(number: int | str) -> str:
 
 LUA_KEYS = f"""
 local P = '{PREFIX}'
-local TARGETS, LEASES, WAITING_SINCE = '{TARGETS}', '{LEASES}', '{WAITING_SINCE}'
+local TARGETS, LEASES, WAITING_SINCE, DEAD = '{TARGETS}', '{LEASES}', '{WAITING_SINCE}', '{DEAD}'
 local OBJECTS, SWEEP, COUNTERS = '{OBJECTS}', '{SWEEP}', '{COUNTERS}'
 local THE_END = '{THE_END}'
 local BELL_REQUESTS, BELL_QUEUE, BELL_WORKERS = '{BELL_REQUESTS}', '{BELL_QUEUE}', '{BELL_WORKERS}'

@@ -28,8 +28,12 @@ FOREVER_SECONDS = 1e9
 AGING_SECONDS = 600.0
 """How long a request waits before it competes with those one priority above it."""
 SWEEP_BATCH = 200
+SETTLING_SECONDS = 10.0
+"""After a silence of Redis workers have at least this long to renew: one may hang in two attempts to connect."""
+EVENTS_BESIDE_LINES = 2000
+"""Events kept of a request beside its printed lines; of more, the oldest go."""
 NORMAL_PRIORITY = 5
-SCRIPTS = ("submit", "claim", "event", "note", "renew", "finish", "release", "sweep", "withdraw")
+SCRIPTS = ("submit", "claim", "event", "note", "renew", "finish", "release", "sweep", "withdraw", "delete")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,18 @@ class Submission:
     session: str = ""
     priority: int = NORMAL_PRIORITY
     declared_seconds: float = 0.0
+    repeats: str = ""
+    """The ended request whose payload is tried again."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one sweep did. `due_seconds`: until the next lease ends, None when none is held."""
+
+    reclaimed: int
+    dead: int
+    overdue: int
+    due_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,8 @@ class Queue:
         self.limits = limits
         self._retention_ms = int(limits.retention_seconds * 1000)
         lua = files(__package__) / "lua"
-        common = keys.LUA_KEYS + (lua / "common.lua").read_text()
+        most = f"local MOST_EVENTS = {limits.log_lines + EVENTS_BESIDE_LINES}\n"
+        common = keys.LUA_KEYS + most + (lua / "common.lua").read_text()
         self._scripts: dict[str, AsyncScript] = {
             name: redis.register_script(common + (lua / f"{name}.lua").read_text()) for name in SCRIPTS
         }
@@ -117,6 +134,7 @@ class Queue:
             "submit", submission.request_id, submission.user, submission.target, submission.priority, submission.kind,
             submission.session, submission.object_key, self.limits.open_requests, self._retention_ms,
             int(submission.declared_seconds * 1000), refusal, json.dumps(submission.record), submission.payload,
+            submission.repeats,
         )  # fmt: skip
         if not accepted:
             raise QuotaExceeded(
@@ -130,6 +148,30 @@ class Queue:
             "withdraw", request_id, user, description, self._retention_ms, int(only_waiting)
         )
         return answer.decode()
+
+    async def delete(self, request_id: str, user: str) -> tuple[str, list[str]]:
+        """Forget an ended request: record, events, result and payload.
+
+        Args:
+            user: whose it must be; "" for an admin.
+
+        Returns:
+            `deleted` with the objects in the store that are to go with it, `unknown`, or what it is doing: `waiting`
+            or `claimed`.
+        """
+        outcome, *objects = await self._run("delete", request_id, user)
+        return outcome.decode(), [key.decode() for key in objects]
+
+    async def payload(self, request_id: str) -> bytes | None:
+        """A small payload, while it is kept."""
+        value: bytes | None = await self.redis.get(keys.payload(request_id))
+        return value
+
+    async def dead(self, limit: int = 1000) -> list[str]:
+        """Requests that were given up after too many losses, the latest first."""
+        since = time.time() * 1000 - self._retention_ms
+        found = await self.redis.zrevrangebyscore(keys.DEAD, "+inf", since, start=0, num=limit)
+        return [request_id.decode() for request_id in found]
 
     async def describe(self, request_id: str) -> dict[str, str] | None:
         """Everything recorded of a request, or None when unknown or expired."""
@@ -272,18 +314,24 @@ class Queue:
         ids = list(request_ids)
         return int(await self._run("note", status.value, description, *ids)) if ids else 0
 
-    async def sweep(self, lease_seconds: float, interval_seconds: float) -> tuple[int, int, int]:
-        """Reclaim lapsed leases and end overdue requests. Returns (reclaimed, dead, overdue). Safe to run anywhere."""
-        reclaimed, dead, overdue = await self._run(
-            "sweep", int(lease_seconds * 1000), int(interval_seconds * 1000), self.limits.attempts,
+    async def sweep(self, lease_seconds: float, interval_seconds: float) -> Swept:
+        """Reclaim lapsed leases and end overdue requests. Safe to run anywhere."""
+        settling = max(lease_seconds, SETTLING_SECONDS)
+        reclaimed, dead, overdue, due = await self._run(
+            "sweep", int(settling * 1000), int(interval_seconds * 1000), self.limits.attempts,
             self._retention_ms, int(self.limits.queue_seconds * 1000), SWEEP_BATCH,
         )  # fmt: skip
-        return int(reclaimed), int(dead), int(overdue)
+        return Swept(int(reclaimed), int(dead), int(overdue), int(due) / 1000 if int(due) >= 0 else None)
 
     async def due_objects(self, now: float, limit: int = SWEEP_BATCH) -> list[str]:
         """Objects in the store that may be deleted."""
         found = await self.redis.zrangebyscore(keys.OBJECTS, "-inf", int(now * 1000), start=0, num=limit)
         return [key.decode() for key in found]
+
+    async def is_current(self, request_id: str, token: str) -> bool:
+        """Whether an attempt, known by the beginning of its token, is the one that the request is at."""
+        current, state = await self.redis.hmget(keys.request(request_id), ("token", "state"))
+        return state == b"claimed" and bool(token) and bool(current) and current.decode().startswith(token)
 
     async def expire_object(self, object_key: str, seconds: float) -> None:
         """Have an object deleted in time, whatever becomes of the process that stores it; a later call overrides."""

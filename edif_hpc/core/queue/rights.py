@@ -10,7 +10,7 @@ from . import keys
 
 SCRIPTED = (
     "del", "expire", "get", "hdel", "hget", "hincrby", "hmget", "hset", "hsetnx", "llen", "lpush", "lrange", "lrem",
-    "pexpire", "publish", "rpush", "set", "time", "xadd", "zadd", "zincrby", "zrange", "zrem",
+    "pexpire", "publish", "rpush", "set", "time", "xadd", "zadd", "zcard", "zincrby", "zrange", "zrem",
     "zremrangebyscore", "zscore",
 )  # fmt: skip
 """What the scripts call that a worker runs: Redis asks for the caller's rights inside them too."""
@@ -22,8 +22,8 @@ KEYS = (
     keys.request("*"), keys.payload("*"), keys.result("*"), keys.events("*"), keys.share("*"), keys.estimates("*"),
     keys.running("*"), keys.waiting("*"), keys.line("*"), keys.user("*"), keys.open_requests("*"),
     keys.worker("*"), keys.control("*"), keys.lineage("*"), keys.pace("*"),
-    keys.TARGETS, keys.LEASES, keys.WAITING_SINCE, keys.WORKERS, keys.OBJECTS, keys.COUNTERS, keys.ENVIRONMENT,
-    keys.COMPONENTS, keys.SLURM_COMMANDS, keys.slurm_hour("*"),
+    keys.DEAD, keys.TARGETS, keys.LEASES, keys.WAITING_SINCE, keys.WORKERS, keys.OBJECTS, keys.COUNTERS,
+    keys.ENVIRONMENT, keys.COMPONENTS, keys.SLURM_COMMANDS, keys.slurm_hour("*"),
 )  # fmt: skip
 CHANNELS = (keys.BELL_REQUESTS, keys.BELL_QUEUE, keys.BELL_WORKERS)
 

@@ -1,6 +1,7 @@
 -- What every transition shares. Times are milliseconds of Redis's own clock, so that no machine's clock matters.
 local PRIORITIES = 10        -- 0..9; requests of people are 5
 local CLOCK = '@clock'       -- the queue's virtual time, kept beside the users'
+local FORGET_BATCH = 20      -- more than one, so that a line of expired ones shrinks faster than it grows
 local SHARE_TTL = 7 * 86400  -- seconds a queue's shares outlive its last request
 
 local function now_ms()
@@ -13,7 +14,7 @@ local function bump(counter, by) redis.call('HINCRBY', COUNTERS, counter, by or 
 -- Append an event and ring. `status` other than LOG becomes the latest status of the request. `bell` false: somebody
 -- else rings soon.
 local function emit(id, now, status, description, data, meta, bell)
-  redis.call('XADD', k_events(id), '*', 'status', status, 'description', description,
+  redis.call('XADD', k_events(id), 'MAXLEN', '~', MOST_EVENTS, '*', 'status', status, 'description', description,
     'data', data or '', 'meta', meta or '', 'at', now)
   if status ~= 'LOG' then
     redis.call('HSET', k_request(id), 'status', status, 'description', description,
@@ -87,21 +88,41 @@ local function fields(id, ...)
   return redis.call('HMGET', k_request(id), ...)
 end
 
--- The end of a request: one terminal event, nothing left of the payload, everything else expires.
+-- Of a user's recent requests those whose records have expired; all of them in time, once none is open.
+local function forget_old(user, retention_ms)
+  if redis.call('ZCARD', k_open(user)) == 0 then redis.call('PEXPIRE', k_user(user), retention_ms) end
+  for _, id in ipairs(redis.call('ZRANGE', k_user(user), 0, FORGET_BATCH - 1)) do
+    local state = redis.call('HGET', k_request(id), 'state')
+    if state == 'done' then return end
+    if not state then redis.call('ZREM', k_user(user), id) end
+  end
+end
+
+-- The end of a request: one terminal event, and everything expires. The payload of one that failed is kept as long as
+-- its record, so that it can be tried again.
 local function settle(id, now, status, description, data, meta, retention_ms)
   local f = fields(id, 'user', 'object', 'target')
+  local again = status == 'ERROR'
   redis.call('HSET', k_request(id), 'state', 'done', 'token', '', 'finished', now)
   redis.call('ZREM', LEASES, id)
   redis.call('ZREM', k_running(f[3]), id)
-  redis.call('DEL', k_payload(id))
-  if f[2] and f[2] ~= '' then redis.call('ZADD', OBJECTS, now, f[2]) end
+  if again then redis.call('PEXPIRE', k_payload(id), retention_ms) else redis.call('DEL', k_payload(id)) end
+  if f[2] and f[2] ~= '' then redis.call('ZADD', OBJECTS, again and now + retention_ms or now, f[2]) end
   redis.call('ZREM', k_open(f[1]), id)
   emit(id, now, status, description, data, meta, id .. ' ' .. THE_END)
   redis.call('PEXPIRE', k_request(id), retention_ms)
   redis.call('PEXPIRE', k_events(id), retention_ms)
-  redis.call('PEXPIRE', k_user(f[1]), retention_ms)
-  redis.call('ZREMRANGEBYSCORE', k_user(f[1]), '-inf', now - 2 * retention_ms)
+  forget_old(f[1], retention_ms)
   bump('requests_' .. string.lower(status))
+end
+
+-- A request that was lost too often: it ends, and people find it among the dead until its record expires.
+local function bury(id, now, attempts, cause, retention_ms)
+  redis.call('HSET', k_request(id), 'dead', cause)
+  redis.call('ZADD', DEAD, now, id)
+  redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - retention_ms)
+  redis.call('PEXPIRE', DEAD, retention_ms)
+  settle(id, now, 'ERROR', 'Given up after ' .. attempts .. ' attempts: ' .. cause .. '.', '', '', retention_ms)
 end
 
 -- Give a claimed request back to the front of its line, without a charge for the time it did not get.

@@ -7,8 +7,7 @@ local f = fields(id, 'token', 'state')
 if f[1] ~= token or f[2] ~= 'claimed' then return 'lost' end
 local now = now_ms()
 if reason == 'loss' and redis.call('HINCRBY', k_request(id), 'losses', 1) >= attempts then
-  redis.call('HSET', k_request(id), 'dead', why)
-  settle(id, now, 'ERROR', 'Given up after ' .. attempts .. ' attempts: ' .. why .. '.', '', '', retention)
+  bury(id, now, attempts, why, retention)
   return 'ended'
 end
 if reason == 'walltime' and redis.call('HINCRBY', k_request(id), 'releases', 1) >= WALLTIMES then

@@ -1,8 +1,10 @@
 -- Accept a request, or (with `refusal`) record it as ended by one. Returns {1, place} or {0, reason}.
--- ARGV: id, user, target, priority, kind, session, object, object size, quota, retention_ms, declared_ms, refusal, fields..., payload last
+-- ARGV: id, user, target, priority, kind, session, object, object size, quota, retention_ms, declared_ms, refusal, record, payload,
+-- id of the ended request that this one repeats or ''
 local id, user, target, priority, kind = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local session, object, quota, retention = ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 local declared, refusal, record, payload = tonumber(ARGV[10]), ARGV[11], ARGV[12], ARGV[13]
+local repeats = ARGV[14]
 local now = now_ms()
 
 if redis.call('EXISTS', k_request(id)) == 1 then return {1, -1} end  -- the same submission, sent twice
@@ -14,6 +16,10 @@ if session ~= '' and redis.call('GET', k_session(session)) == user then bell = i
 redis.call('HSET', k_request(id), 'user', user, 'target', target, 'priority', priority, 'kind', kind,
   'object', object, 'record', record, 'submitted', now, 'state', 'waiting', 'declared', declared,
   'attempt', 0, 'losses', 0, 'releases', 0, 'token', '', 'session', session)
+if repeats ~= '' then
+  redis.call('HSET', k_request(id), 'repeats', repeats)
+  if redis.call('EXISTS', k_request(repeats)) == 1 then redis.call('HSET', k_request(repeats), 'repeated_by', id) end
+end
 redis.call('ZADD', k_user(user), now, id)
 redis.call('PERSIST', k_user(user))
 bump('requests_received')

@@ -11,7 +11,7 @@ if f[1] == 'waiting' then
 end
 if only_waiting == '1' then return 'done' end
 redis.call('HSET', k_request(id), 'cancel', description)
-redis.call('RPUSH', k_control(f[5]), 'cancel ' .. id)
+redis.call('RPUSH', k_control(f[5]), 'cancel ' .. id .. ' ' .. description)
 redis.call('PEXPIRE', k_control(f[5]), 60000)
 redis.call('PUBLISH', BELL_WORKERS, f[5])
 return 'told'

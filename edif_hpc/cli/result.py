@@ -1,0 +1,159 @@
+"""`result`: what a request saved, into a file; it goes on where an earlier download was cut off. Needs no torch."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .context import HomeOption, JsonOption, refusals
+from .requests import RequestArgument
+
+if TYPE_CHECKING:
+    import httpx
+
+    from .http import Gateway
+
+RESULT_HELP = """Download the result of a request into a file. Run again, it goes on where it was cut off.
+
+The file is what nnsight would load: torch.load() reads it, once `zstd -d` has unpacked it where its name ends in .zst.
+
+Examples:
+
+  edif-hpc result 3fa85f64-5717-4562-b3fc-2c963f66afa6
+
+  edif-hpc result 3fa85f64-5717-4562-b3fc-2c963f66afa6 --out hidden-states.pt
+"""
+TRIES = 5
+"""Connections that may break in a row without a byte between them."""
+PAUSE_SECONDS = 0.5
+CHUNK_BYTES = 1024 * 1024
+PARTIAL = 206
+ZSTD = b"\x28\xb5\x2f\xfd"
+COMPLETED, ERROR = "COMPLETED", "ERROR"
+
+Advance = Callable[[int], None]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("result", help=RESULT_HELP)(result)
+
+
+@refusals
+def result(
+    request: RequestArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to (default: REQUEST.pt here).")
+    ] = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    from edif_hpc.core.errors import SettingsError
+    from edif_hpc.core.home import Home
+
+    from .http import Gateway
+    from .show import size
+
+    gateway = Gateway(Home.locate(home))
+    found = gateway.get(f"/api/requests/{request}")
+    _refuse_without_result(found)
+    part = out.with_name(f".{out.name}.{request}.part") if out else Path(f".{request}.part")
+    try:
+        began = part.stat().st_size if part.exists() else 0
+        with _progress(found["result_bytes"], began) as advance:
+            _download(gateway, found["result"], part, found["result_bytes"], advance)
+        file = out or Path(f"{request}.pt{'.zst' if _is_zstd(part) else ''}")
+        part.replace(file)
+    except OSError as error:
+        raise SettingsError(
+            f"{part.parent.absolute()} takes no file ({error.strerror}); choose another with --out."
+        ) from None
+    except KeyboardInterrupt:
+        print("Cut off; the same command goes on from here.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if json:
+        told = {"id": request, "file": str(file.absolute()), "bytes": found["result_bytes"], "resumed_from": began}
+        print(json_module.dumps(told, indent=2))
+    else:
+        print(f"{file} ({size(found['result_bytes'])})")
+
+
+def _refuse_without_result(found: dict[str, Any]) -> None:
+    from edif_hpc.core.errors import WrongState
+
+    if found["status"] == ERROR:
+        raise WrongState(f"This request has no result, it failed: {found['description'].strip()}")
+    if found["status"] != COMPLETED:
+        raise WrongState(
+            f"This request has no result yet, it is {found['status']}; follow it with `edif-hpc logs {found['id']} -f`."
+        )
+
+
+def _download(gateway: Gateway, url: str, part: Path, size: int, advance: Advance) -> None:
+    """Fetch what is missing of a result, over as many connections as it takes.
+
+    Raises:
+        Unavailable: the connection breaks again and again, or what came is not the whole.
+    """
+    import httpx
+
+    from edif_hpc.core.errors import Unavailable
+
+    from .http import Refused, detail
+
+    tries = 0
+    while (have := part.stat().st_size if part.exists() else 0) < size:
+        try:
+            with gateway.stream(url, have) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise Refused(detail(answer))
+                _append(answer, part, have, advance)
+        except httpx.HTTPError as error:
+            tries = tries + 1 if (part.stat().st_size if part.exists() else 0) == have else 1
+            if tries >= TRIES:
+                raise Unavailable(
+                    f"The download breaks off again and again ({error}); run the same command again."
+                ) from None
+            time.sleep(PAUSE_SECONDS)
+    if have > size:
+        part.unlink()
+        raise Unavailable(f"What came is {have} bytes and the result has {size}; run the same command again.")
+
+
+def _append(answer: httpx.Response, part: Path, have: int, advance: Advance) -> None:
+    """Write an answer behind what is there; one that begins at the start replaces it."""
+    resumed = answer.status_code == PARTIAL
+    if have and not resumed:
+        advance(-have)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if resumed else os.O_TRUNC), 0o600), "wb") as file:
+        for chunk in answer.iter_raw(CHUNK_BYTES):
+            file.write(chunk)
+            advance(len(chunk))
+
+
+def _is_zstd(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(ZSTD)) == ZSTD
+
+
+@contextmanager
+def _progress(size: int, began: int) -> Iterator[Advance]:
+    """A bar with size, rate and what is left, on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda number: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=size, completed=began)
+        yield lambda number: bar.advance(task, number)
