@@ -11,14 +11,14 @@ bytes are in practice a file of torch.save, whose storages begin at multiples of
 Little-endian. All blocks but the last have the length of the first. Plane p has the bytes p, p + stride, p + 2 stride
 and so on; it is one zstd frame, or stored as it is where its length says so. With stride 0 the whole block is stored.
 
-zstandard and numpy are imported on first use: gateway and command line do without. Ratio, MB/s in and MB/s out on one
-thread of a Xeon, for hidden states of SmolLM2 (1024 tokens of English, 31 layers) and its logits:
+zstandard and numpy are imported on first use: gateway and command line do without. Ratio, MB a second in and out of one
+thread's CPU time on a Xeon, for hidden states of SmolLM2 (1024 tokens of English, 31 layers) and its logits:
 
                      zstd-1            zstd-3            planes
-    hidden bf16      1.30  391  513    1.30  300  506    @HB@
-    hidden float32   1.10  597 1001    1.10  470  889    @HF@
-    logits bf16      1.48  678  975    1.54  154  553    @LB@
-    logits float32   1.14  611  985    1.14  496  927    @LF@
+    hidden bf16      1.30  868  865    1.30  725  869    1.47  793 1179
+    hidden float32   1.10  783 1023    1.10  429  887    1.21 1220 1611
+    logits bf16      1.48  686  974    1.54  148  693    1.72  488  860
+    logits float32   1.14  686  939    1.14  384  829    1.25  773 1189
 """
 
 from .decoder import Decoder, decode, decode_file
