@@ -28,6 +28,7 @@ ALLOWED_CLASSES = frozenset({"nnsight.modeling.transformers.TransformersModel"})
 """A model key names a Python import path; importing what a stranger wrote is not acceptable. LanguageModel and
 VisionLanguageModel are aliases that nnsight keys as TransformersModel."""
 
+FORMAT_HEADER = "edif-result-format"
 ENV_BYTES = 16 * 1024
 REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
@@ -50,6 +51,30 @@ class Status(StrEnum):
     @property
     def terminal(self) -> bool:
         return self in (Status.COMPLETED, Status.ERROR)
+
+
+class ResultFormat(StrEnum):
+    """How a result's bytes are to be read: all of them are a file of torch.save in the end.
+
+    A stock client can read the first two and chooses by `compress`; `planes` is described in `core.planes`.
+    """
+
+    PLAIN = "plain"
+    ZSTD = "zstd"
+    PLANES = "planes"
+
+    @classmethod
+    def of(cls, asked: str, compress: bool) -> ResultFormat:
+        """The format for what a request's header asks, which is empty or `planes`.
+
+        Raises:
+            EnvelopeError: it is something else.
+        """
+        if asked not in ("", cls.PLANES):
+            raise EnvelopeError(
+                f"The header {FORMAT_HEADER} is {asked[:40]!r}; leave it out, or ask for {cls.PLANES.value!r}."
+            )
+        return cls.PLANES if asked else cls.ZSTD if compress else cls.PLAIN
 
 
 @dataclass(frozen=True)

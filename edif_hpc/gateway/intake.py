@@ -19,7 +19,15 @@ from edif_hpc.core.queue import Queue, Submission
 from edif_hpc.core.queue.queue import FOREVER_SECONDS
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread, payload_key
-from edif_hpc.core.wire import Envelope, ModelKey, Status, check_client_version, status_message
+from edif_hpc.core.wire import (
+    FORMAT_HEADER,
+    Envelope,
+    ModelKey,
+    ResultFormat,
+    Status,
+    check_client_version,
+    status_message,
+)
 
 from .auth import Auth, User
 from .door import Door
@@ -59,6 +67,8 @@ class Intake:
             envelope = Envelope.read(await read_form(request, payload, limits.payload_bytes))
             key = ModelKey.parse(envelope.model_key)
             declared = _seconds(request.headers.get(EXPECTED_HEADER, ""))
+            asked = request.headers.get(FORMAT_HEADER, "")
+            ResultFormat.of(asked, envelope.compress)
             idempotency_key = request.headers.get(IDEMPOTENCY_HEADER, "")
             request_id = _new_id(user, idempotency_key)
             request.scope["edif_notes"].update(request=request_id, user=user.name, bytes=payload.size)
@@ -70,6 +80,7 @@ class Intake:
                 record={
                     "model_key": str(key),
                     "compress": envelope.compress,
+                    "format": asked,
                     "env": envelope.env,
                     "bytes": payload.size,
                     "nnsight": version[:VERSION_LENGTH],

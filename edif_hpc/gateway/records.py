@@ -25,6 +25,8 @@ SUMMARY = (
     "user", "target", "kind", "state", "status", "description", "submitted", "claimed", "updated", "finished",
     "attempt", "worker", "dead", "repeats", "repeated_by", "data", "meta",
 )  # fmt: skip
+TRANSFER = ("bytes", "format", "part_bytes", "digests")
+"""What our own client checks a download by: SHA-256 of each part of `part_bytes`, as the worker had it."""
 MOST_LISTED = 500
 LONGEST_WAIT_SECONDS = 60.0
 UNKNOWN = "There is no such request of yours, or it has expired; see `edif-hpc requests list`, or submit it again."
@@ -88,6 +90,8 @@ class Records:
         data = _json(found, "data")
         if data and summary["status"] == Status.COMPLETED:
             summary["result"] = await self.answers.link(request_id, data, self.answers.base_url(request))
+            if "digests" in data:
+                summary["transfer"] = {name: data[name] for name in TRANSFER}
         return JSONResponse(summary)
 
     async def history(self, request: Request) -> Response:

@@ -18,8 +18,9 @@ from edif_hpc.core.errors import EdifError, HostError, LeaseLost, Unavailable
 from edif_hpc.core.queue import Claim, Queue, Release, Step
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_daemon, result_key
-from edif_hpc.core.wire import Status
+from edif_hpc.core.wire import ResultFormat, Status
 
+from . import digests
 from .contract import Limits, Outcome, ResultFile, RunSpec, Verdict
 from .residents import Resident
 from .spool import Spool
@@ -140,12 +141,18 @@ class Attempt:
                 outcome.result.close()
         return outcome
 
+    @property
+    def _format(self) -> ResultFormat:
+        record = self.claim.record
+        return ResultFormat.of(record.get("format", ""), bool(record.get("compress")))
+
     async def _execute(self) -> Outcome:
         host = self.resident.host
         if host is None:
             return Outcome(Verdict.LOST, "the model host was gone")
         limits, record = self.settings.limits, self.claim.record
         spec = RunSpec(
+            format=self._format,
             run_id=self.run_id,
             compress=bool(record.get("compress")),
             env=record.get("env") or {},
@@ -232,22 +239,25 @@ class Attempt:
 
     async def _deliver(self, result: ResultFile, meta: dict[str, Any]) -> None:
         seconds = float(meta.get("runtime", 0.0))
+        transfer = {"bytes": result.size, "format": self._format.value, "part_bytes": digests.part_bytes(result.size)}
         if result.size <= self.settings.limits.inline_bytes:
             body = os.pread(result.fd, result.size, 0)
+            data = {"inline": result.size, **transfer, "digests": await digests.of(result)}
             await self._steadily(
                 "write a result",
                 lambda: self.queue.finish(
-                    self.claim, Status.COMPLETED, data={"inline": result.size}, meta=meta, run_seconds=seconds,
+                    self.claim, Status.COMPLETED, data=data, meta=meta, run_seconds=seconds,
                     result=body, steps=self._unwritten,
                 ),
             )  # fmt: skip
             return
         key = result_key(self.claim.request_id, self.claim.attempt, self.claim.token)
-        await self._store(key, result)
+        found, _ = await asyncio.gather(digests.of(result), self._store(key, result))
+        data = {"object": key, **transfer, "digests": found}
         await self._steadily(
             "write a result",
             lambda: self.queue.finish(
-                self.claim, Status.COMPLETED, data={"object": key, "bytes": result.size}, meta=meta,
+                self.claim, Status.COMPLETED, data=data, meta=meta,
                 run_seconds=seconds, object_key=key, steps=self._unwritten,
             ),
         )  # fmt: skip

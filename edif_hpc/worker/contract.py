@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.wire import ResultFormat
 
 MIB = 1024 * 1024
 
@@ -84,8 +85,10 @@ class RunSpec:
     run_id: str
     """`request id:attempt`, for logs; never a path."""
     compress: bool
+    """Whether the payload is one zstd frame."""
     env: dict[str, Any]
     limits: Limits = Limits()
+    format: ResultFormat = ResultFormat.ZSTD
 
 
 class Verdict(StrEnum):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.wire import ResultFormat
 from edif_hpc.worker.channel import ChannelError, Message
 from edif_hpc.worker.contract import HostSpec, Limits, RunSpec, Verdict
 
@@ -58,8 +59,8 @@ def run_message(spec: RunSpec) -> Message:
 
 
 def run_spec(message: Message) -> RunSpec:
-    fields = {key: value for key, value in message.items() if key not in ("type", "limits")}
-    return RunSpec(**fields, limits=Limits(**message["limits"]))
+    fields = {key: value for key, value in message.items() if key not in ("type", "limits", "format")}
+    return RunSpec(**fields, limits=Limits(**message["limits"]), format=ResultFormat(message["format"]))
 
 
 def finished_message(finished: Finished) -> Message:

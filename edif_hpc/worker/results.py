@@ -1,8 +1,8 @@
 """What a block saved, as the bytes that the client loads, written straight into an open file of limited size.
 
 Tensors go to the CPU, detached, and compact: a saved view must not drag its whole storage along, while tensors that
-share a storage they fill are stored once. With `compress` the answer is one zstd frame that carries its size, because
-the client decompresses it in one call.
+share a storage they fill are stored once. A stock client that compresses gets one zstd frame that carries its size,
+which it decompresses in one call; `planes` are coded while torch writes, so that nothing is in memory twice.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import pickle
 from types import ModuleType
 from typing import IO, Any, cast
 
+import numpy as np  # noqa: F401 - for planes: before the lock-down, and before the first request waits for it
 import torch
 import zstandard
 
+from edif_hpc.core import planes
+from edif_hpc.core.wire import ResultFormat
 from edif_hpc.worker.ends import size_text
 from edif_hpc.worker.failures import Refusal
 
@@ -26,14 +29,16 @@ PARALLEL_BYTES = 4 * CHUNK
 """Below this, compressing in one piece is quicker: neither threads to start nor large buffers to fault in."""
 
 
-def write(saved: dict[str, Any], fd: int, compress: bool, limit: int, threads: int = 1) -> int:
+def write(saved: dict[str, Any], fd: int, form: ResultFormat, limit: int, threads: int = 1) -> int:
     """Write the saved values and return how many bytes they take.
 
     Raises:
         Refusal: they are larger than `limit`, or one of them cannot be sent.
     """
     target = _Bounded(fd, limit)
-    if compress:
+    if form is ResultFormat.PLANES:
+        _save_planes(saved, target, threads)
+    elif form is ResultFormat.ZSTD:
         plain = io.BytesIO()
         _save(saved, plain)
         _compress(plain, target, threads)
@@ -51,9 +56,9 @@ class _Bounded(io.RawIOBase):
     """Writes into a descriptor up to a limit and only counts beyond it: torch's writer survives no exception."""
 
     def __init__(self, fd: int, limit: int) -> None:
-        self._fd = fd
-        self._limit = limit
+        self.limit = limit
         self.size = 0
+        self._fd = fd
 
     def writable(self) -> bool:
         return True
@@ -61,11 +66,15 @@ class _Bounded(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         start, self.size = self.size, self.size + len(view)
-        if self.size <= self._limit:
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._fd, view[done:], start + done)
+        if self.size <= self.limit:
+            self.put(view, start)
         return len(view)
+
+    def put(self, view: Any, at: int) -> None:
+        """Write at a place; what was written there before is replaced."""
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._fd, view[done:], at + done)
 
 
 def _save(saved: dict[str, Any], target: Any) -> None:
@@ -79,6 +88,42 @@ def _save(saved: dict[str, Any], target: Any) -> None:
             f"The saved value {name!r} cannot be sent back ({type(error).__name__}: {str(error)[:300]}): "
             "save tensors, numbers, texts, or lists and dicts of them."
         ) from error
+
+
+class _Coding(io.RawIOBase):
+    """Codes what torch writes, and keeps an error for later: torch's writer survives no exception."""
+
+    def __init__(self, encoder: planes.Encoder) -> None:
+        self.trouble: Exception | None = None
+        self._encoder = encoder
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self.trouble is None:
+            try:
+                self._encoder.write(data)
+            except Exception as error:  # noqa: BLE001 - raised again when torch has come to its end
+                self.trouble = error
+        return memoryview(data).nbytes
+
+
+def _save_planes(saved: dict[str, Any], target: _Bounded, threads: int) -> None:
+    """Seconds on one thread, torch's part included, beside the zstd frame: 37 MB of bf16 hidden states 0.09 and 0.12,
+    140 MB of float32 0.23 and 0.37; and 100 MB of them in memory less."""
+    target.write(planes.header(0))  # how much there will be, torch says by writing it
+    encoder = planes.Encoder(target.write, threads)
+    try:
+        coding = _Coding(encoder)
+        _save(saved, coding)
+        if coding.trouble is not None:
+            raise coding.trouble
+        encoder.finish()
+    finally:
+        encoder.close()
+    if target.size <= target.limit:
+        target.put(planes.header(encoder.size), 0)
 
 
 def _compress(plain: io.BytesIO, target: _Bounded, threads: int) -> None:
@@ -100,7 +145,9 @@ def _compacting_pickle() -> ModuleType:
         def reducer_override(self, value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return NotImplemented
-            small = _compacted(_whole(value), compact)
+            whole = _whole(value)
+            # The pickler keeps `value`, so its address is no other's; one gathered just now may be followed by another.
+            small = _compacted(whole, compact if whole is value else {})
             # torch annotates neither this method nor, below, a module of our making.
             return NotImplemented if small is value else small.__reduce_ex__(4)  # type: ignore[no-untyped-call]
 

@@ -72,7 +72,7 @@ class Runner:
         del blob
         saved = self._execute(tracer)
         del tracer
-        return results.write(saved, result_fd, spec.compress, spec.limits.result_bytes, self._threads)
+        return results.write(saved, result_fd, spec.format, spec.limits.result_bytes, self._threads)
 
     def _apply(self, env: dict[str, Any]) -> None:
         wanted = checked_env(env, self._adapters)

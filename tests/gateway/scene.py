@@ -41,6 +41,8 @@ PAYLOAD_LIMIT = 4 * 1024 * 1024
 LEASE = 30.0
 PATIENCE = 60.0
 """Seconds to wait for what takes milliseconds on a machine that is not crowded."""
+TRANSFER = {"format": "planes", "part_bytes": 8388608, "digests": ["0f" * 32]}
+"""What a worker says of how a result is to be read and checked; to the gateway they are words."""
 VERSION = {"nnsight-version": "0.8.1", "python-version": sys.version, "ndif-timestamp": "1.0"}
 
 
@@ -190,7 +192,8 @@ def scene(
 class Worker(threading.Thread):
     """Claims like an agent and does what the first line of a payload says.
 
-    `inline N`, `object N`: a result of N bytes; `fail TEXT`; `logs N`: N LOG lines first; `hold`: waits for `release`.
+    `inline N`, `object N`: a result of N bytes, after `digested` one with digests; `fail TEXT`; `logs N`: N LOG lines
+    first; `hold`: waits for `release`.
     """
 
     def __init__(self, redis: RedisEndpoint, store: StoreEndpoint, target: str = str(KEY)) -> None:
@@ -236,7 +239,9 @@ class Worker(threading.Thread):
 
     async def _serve(self, queue: Queue, claim: Claim) -> None:
         payload = claim.payload or await asyncio.to_thread(self.store.get, claim.object_key)
-        verb, _, argument = payload.split(b"\n")[0].decode().partition(" ")
+        order = payload.split(b"\n")[0].decode()
+        digested = order.startswith("digested ")
+        verb, _, argument = order.removeprefix("digested ").partition(" ")
         await self._insist(lambda: queue.event(claim, Step(1, Status.RUNNING, "Running.")))
         for number in range(int(argument) if verb == "logs" else 0):
             await queue.event(claim, Step(number + 2, Status.LOG, f"line {number}"))
@@ -247,20 +252,24 @@ class Worker(threading.Thread):
                 await queue.finish(claim, Status.ERROR, argument, meta={"runtime": 0.5}, run_seconds=0.5)
                 return
             size = int(argument) if verb in ("inline", "object") else 100
-            await self._insist(lambda: self._complete(queue, claim, pattern(size), verb == "object"))
+            await self._insist(lambda: self._complete(queue, claim, pattern(size), verb == "object", digested))
 
-    async def _complete(self, queue: Queue, claim: Claim, result: bytes, in_store: bool) -> None:
+    async def _complete(
+        self, queue: Queue, claim: Claim, result: bytes, in_store: bool, digested: bool = False
+    ) -> None:
         meta = {"runtime": 0.25, "max_mem_by_gpu": {"0": 1}}
+        transfer = {**TRANSFER, "bytes": len(result)} if digested else {}
         if not in_store:
             await queue.finish(
-                claim, Status.COMPLETED, data={"inline": len(result)}, meta=meta, run_seconds=0.01, result=result
-            )
+                claim, Status.COMPLETED, data={"inline": len(result), **transfer}, meta=meta, run_seconds=0.01,
+                result=result,
+            )  # fmt: skip
             return
         key = result_key(claim.request_id, claim.attempt, claim.token)
         await asyncio.to_thread(self.store.put, key, result)
         await queue.finish(
-            claim, Status.COMPLETED, data={"object": key, "bytes": len(result)}, meta=meta, run_seconds=0.01,
-            object_key=key,
+            claim, Status.COMPLETED, data={"object": key, "bytes": len(result), **transfer}, meta=meta,
+            run_seconds=0.01, object_key=key,
         )  # fmt: skip
 
     async def _insist(self, write: Callable[[], Awaitable[None]]) -> None:

@@ -86,6 +86,12 @@ def test_a_malformed_envelope_is_422_and_names_the_field(stage: Scene, envelope:
     refused(stage.post(b"x", **envelope), 422, "envelope", field)
 
 
+@pytest.mark.parametrize("asked", ["zstd", "plain", "PLANES", "planes2", "x" * 1000])
+def test_a_result_format_that_there_is_not_is_422(stage: Scene, asked: str) -> None:
+    answer = stage.post(b"inline 10", headers={"edif-result-format": asked})
+    refused(answer, 422, "envelope", "edif-result-format", "'planes'")
+
+
 @pytest.mark.parametrize("version", ["0.7.0", "0.9.0", "1.0", "nonsense"])
 def test_an_unsupported_client_is_told_the_supported_range(stage: Scene, version: str) -> None:
     refused(stage.post(b"x", headers={"nnsight-version": version}), 400, "client_version", "0.8.1", "<0.9")

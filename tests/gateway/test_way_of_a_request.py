@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .scene import INLINE, PATIENCE, Scene, Worker, frames, pattern
+from .scene import INLINE, PATIENCE, TRANSFER, Scene, Worker, frames, pattern
 
 
 def unframed(frame: bytes) -> dict[str, Any]:
@@ -70,6 +70,44 @@ def test_the_worker_reads_what_it_needs_from_the_record(stage: Scene, worker: Wo
     assert record["env"] == env
     assert record["model_key"] == worker.target
     assert record["nnsight"] == "0.8.1"
+
+
+@pytest.mark.parametrize(("headers", "format"), [({}, ""), ({"edif-result-format": "planes"}, "planes")])
+def test_the_format_that_a_client_asks_for_reaches_the_worker(
+    stage: Scene, worker: Worker, headers: dict[str, str], format: str
+) -> None:
+    request_id = stage.post(b"inline 10", headers=headers).json()["id"]
+    stage.poll(request_id)
+    assert next(claim for claim in worker.claims if claim.request_id == request_id).record["format"] == format
+
+
+@pytest.mark.parametrize("kind", ["inline", "object"])
+def test_digests_are_shown_to_whoever_asks_for_them_and_to_no_stock_client(
+    stage: Scene, worker: Worker, kind: str
+) -> None:
+    with stage.socket() as (websocket, session):
+        request_id = stage.submit(f"digested {kind} 5000".encode(), session=session)
+        last = frames(websocket)[-1]
+    summary = stage.get(f"/api/requests/{request_id}").json()
+    assert summary["transfer"] == {"bytes": 5000, **TRANSFER}
+    assert httpx.get(summary["result"], timeout=PATIENCE).content == pattern(5000)
+    told = unframed(last) if isinstance(last, bytes) else last
+    polled = stage.get(f"/response/{request_id}").json()
+    (event,) = (
+        each
+        for each in stage.get(f"/api/requests/{request_id}/events").json()["events"]
+        if each["status"] == "COMPLETED"
+    )
+    for message in (told, polled, event):
+        assert set(message) - {"cursor", "at"} == {"id", "status", "description", "data", "meta"}
+        assert message["data"] == pattern(5000) or message["data"].startswith(f"{stage.url}/result/{request_id}?")
+
+
+def test_only_a_result_with_digests_has_a_transfer(stage: Scene, worker: Worker) -> None:
+    for payload in (b"inline 10", b"fail on purpose"):
+        request_id = stage.submit(payload)
+        stage.poll(request_id)
+        assert "transfer" not in stage.get(f"/api/requests/{request_id}").json()
 
 
 def test_log_lines_arrive_in_order_and_are_never_the_latest_status(stage: Scene, worker: Worker) -> None:

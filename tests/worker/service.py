@@ -16,7 +16,9 @@ import zstandard
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend
 
+from edif_hpc.core import planes
 from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.wire import ResultFormat
 from edif_hpc.worker.contract import HostSpec, Limits, Outcome, RunSpec, Verdict
 from edif_hpc.worker.host_client import ModelHost
 
@@ -27,8 +29,9 @@ COUNT = iter(range(1_000_000))
 class Caught(Backend):
     """Takes a block's payload instead of sending it: `with model.trace(…, backend=caught)`."""
 
-    def __init__(self, compress: bool = True) -> None:
+    def __init__(self, compress: bool = True, planes: bool = False) -> None:
         self.compress = compress
+        self.format = ResultFormat.of("planes" if planes else "", compress)
         self.blob = b""
 
     def __call__(self, tracer: Any = None) -> None:
@@ -60,7 +63,8 @@ class Service:
             self.host = self._start()
 
     def request(self, caught: Caught, env: dict[str, Any] | None = None, **limits: Any) -> RunSpec:
-        return RunSpec(f"request-{next(COUNT)}:1", caught.compress, env or {}, replace(Limits(), **limits))
+        run_id = f"request-{next(COUNT)}:1"
+        return RunSpec(run_id, caught.compress, env or {}, replace(Limits(), **limits), caught.format)
 
     def outcome(
         self,
@@ -79,7 +83,7 @@ class Service:
         outcome = self.outcome(caught, env, **limits)
         assert outcome.verdict is Verdict.COMPLETED, outcome.description
         assert outcome.description == ""
-        return loaded(outcome, caught.compress)
+        return loaded(outcome, caught.format)
 
     def close(self) -> None:
         self.loop.run_until_complete(self.host.close())
@@ -95,10 +99,12 @@ def content(outcome: Outcome) -> bytes:
     return data
 
 
-def loaded(outcome: Outcome, compress: bool) -> dict[str, Any]:
+def loaded(outcome: Outcome, form: ResultFormat) -> dict[str, Any]:
     data = content(outcome)
-    if compress:
+    if form is ResultFormat.ZSTD:
         data = zstandard.ZstdDecompressor().decompress(data)
+    elif form is ResultFormat.PLANES:
+        data = planes.decode(data)
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
 
 

@@ -264,15 +264,17 @@ def test_a_module_that_the_model_lacks(service: Service, model: Any, caught: Cau
     failed(service.outcome(caught), "h.77", "transformers version")
 
 
-@pytest.mark.parametrize("compress", [True, False])
-def test_a_result_that_is_too_large(service: Service, model: Any, compress: bool) -> None:
-    caught = Caught(compress)
+@pytest.mark.parametrize("way", [(True, False), (False, False), (True, True)], ids=["zstd", "plain", "planes"])
+def test_a_result_that_is_too_large(service: Service, model: Any, way: tuple[bool, bool]) -> None:
+    caught = Caught(*way)
     with model.trace(PROMPT, backend=caught):
         out = torch.rand(3_000_000).save()
     failed(service.outcome(caught, result_bytes=8 * MIB), "8 MiB", "save fewer")
 
 
-def test_a_value_that_cannot_be_sent(service: Service, model: Any, caught: Caught) -> None:
+@pytest.mark.parametrize("planes", [False, True], ids=["zstd", "planes"])
+def test_a_value_that_cannot_be_sent(service: Service, model: Any, planes: bool) -> None:
+    caught = Caught(planes=planes)
     with model.trace(PROMPT, backend=caught):
         fine = model.lm_head.output.save()
         odd = nnsight.save(number for number in range(3))

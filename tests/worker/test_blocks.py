@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.wire import ResultFormat
 from edif_hpc.worker.contract import Verdict
 from tests.support import device
 from tests.worker.conftest import ADAPTER
@@ -125,29 +126,60 @@ def test_endless_prints_are_cut(service: Service, model: Any, caught: Caught) ->
     assert max(len(line.encode()) for line in lines[:10]) <= 103
 
 
-@pytest.mark.parametrize("compress", [True, False])
-def test_both_ways_of_sending(service: Service, model: Any, compress: bool) -> None:
-    caught = Caught(compress)
+WAYS = {"zstd": (True, False), "plain": (False, False), "planes": (True, True), "planes, payload plain": (False, True)}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_ways_of_sending(service: Service, model: Any, way: str) -> None:
+    caught = Caught(*WAYS[way])
     with model.trace(PROMPT, backend=caught):
         out = model.lm_head.output.save()
-    assert service.saves(caught)["out"].shape[-1] == 512
+        large = torch.arange(3_000_000).sin().save()
+    with model.trace(PROMPT):
+        local = model.lm_head.output.save()
+    saved = service.saves(caught)
+    assert device.equal(saved["out"], local)
+    assert torch.allclose(saved["large"], torch.arange(3_000_000).sin(), atol=1e-6)
 
 
-def test_a_view_leaves_its_storage_behind(service: Service, model: Any) -> None:
-    caught = Caught(compress=False)
+def test_planes_are_smaller_and_need_less_memory(service: Service, model: Any) -> None:
+    """Since they are made while torch writes. 100 MB are saved."""
+    sizes, peaks = {}, {}
+    for way in ("zstd", "planes"):
+        caught = Caught(*WAYS[way])
+        with model.trace(PROMPT, backend=caught):
+            out = model.lm_head.output[0, -1]
+            many = torch.empty(50_000_000, dtype=torch.bfloat16).normal_().save()
+        outcome = service.outcome(caught)
+        sizes[way], peaks[way] = len(content(outcome)), outcome.meta["max_memory_usage"]
+    assert sizes["planes"] < 0.97 * sizes["zstd"]
+    if device.on_cpu() and service.level is not Isolation.NONE:
+        assert peaks["planes"] < peaks["zstd"] - 50_000_000
+
+
+@pytest.mark.parametrize("way", ["zstd", "plain", "planes"])
+def test_a_view_leaves_its_storage_behind(service: Service, model: Any, way: str) -> None:
+    caught = Caught(*WAYS[way])
     with model.trace(PROMPT, backend=caught):
         out = model.lm_head.output
         big = torch.zeros(1000, 1000)
         row = big[5].save()
         same = big[5].save()
-        half = torch.ones(50_000, dtype=torch.bfloat16).save()
+        half = torch.rand(50_000).bfloat16().save()
         whole = half.view(500, 100).save()
+        several = nnsight.save([half, {"again": half.T}, big[5:7, ::2], half[:0]])
     data = content(service.outcome(caught))
     assert len(data) < 150_000
     saved = service.saves(caught)
     assert saved["row"].untyped_storage().nbytes() == 4000
     assert saved["half"].dtype is torch.bfloat16
-    assert saved["half"].data_ptr() == saved["whole"].data_ptr()
+    again, nested, strided, nothing = saved["several"]
+    for alias in (saved["whole"], again, nested["again"]):
+        assert alias.dtype is torch.bfloat16
+        assert alias.data_ptr() == saved["half"].data_ptr()
+    assert saved["row"].data_ptr() == saved["same"].data_ptr()
+    assert strided.untyped_storage().nbytes() == 2 * 500 * 4
+    assert nothing.untyped_storage().nbytes() == 0
 
 
 def test_what_a_run_cost(service: Service, model: Any, caught: Caught) -> None:
@@ -262,7 +294,7 @@ def test_several_at_once(service: Service, model: Any) -> None:
         return await asyncio.gather(*runs)
 
     outcomes = service.loop.run_until_complete(all_of_them())
-    assert [int(loaded(each, True)["answer"]) for each in outcomes] == list(range(6))
+    assert [int(loaded(each, ResultFormat.ZSTD)["answer"]) for each in outcomes] == list(range(6))
 
 
 def test_a_payload_may_come_as_a_descriptor(service: Service, model: Any, caught: Caught, tmp_path: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.wire import ResultFormat
 from edif_hpc.hardware.interconnect import FABRICS
 from edif_hpc.worker import ends, messages
 from edif_hpc.worker.channel import ChannelError, decode, encode
@@ -23,7 +24,7 @@ def test_specs_survive_the_way() -> None:
     assert messages.host_spec(decode(encode(messages.host_spec_message(host)))) == host
     spread = HostSpec("k:{}", Path("/c"), Path("/s"), device="cuda:0", spread={"cuda:0": 2**40, "cuda:1": 1})
     assert messages.host_spec(decode(encode(messages.host_spec_message(spread)))) == spread
-    run = RunSpec("r:1", True, {"attn_implementation": None}, LIMITS)
+    run = RunSpec("r:1", True, {"attn_implementation": None}, LIMITS, ResultFormat.PLANES)
     assert messages.run_spec(decode(encode(messages.run_message(run)))) == run
 
 
