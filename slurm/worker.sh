@@ -17,6 +17,7 @@
 
 set -u -o pipefail
 started=$(date +%s)
+steady=300  # seconds after which a worker is forgiven its earlier crashes
 child='' errand='' told=''
 
 say() { printf '%s %s\n' "$(date -u +%FT%TZ)" "$*"; }
@@ -149,7 +150,7 @@ if [ -n "$CONFIG" ]; then worker+=(--config "$CONFIG"); fi
 
 # shellcheck disable=SC2317  # the traps call it
 pass_on() {
-    told=1
+    told=$1
     if [ -n "$child" ]; then kill "-$1" "$child" 2> /dev/null; fi
 }
 trap 'pass_on USR2' USR2
@@ -173,16 +174,17 @@ say "generation $generation of $lineage on $(hostname), until $(date -d "@$deadl
 say "the worker's words: $EDIF_HOME/logs/$id.log"
 status=0 crashes=0
 while [ -z "$told" ]; do
-    began=$SECONDS
+    began=$SECONDS child=''
     apptainer exec "${options[@]}" "$IMAGE" "${worker[@]}" 3>&- 4>&- < /dev/null >> "$EDIF_HOME/logs/$id.log" 2>&1 &
     child=$!
+    if [ -n "$told" ]; then kill "-$told" "$child"; fi  # it came after the look above, when there was no child yet
     watch_over
     wait "$child"
     status=$?
     say "the worker ended with status $status"
     # One that was told to end is not started again, nor one without time; one that lived long is forgiven its crashes.
     if [ "$status" = 0 ] || [ -n "$told" ]; then break; fi
-    if [ $((SECONDS - began)) -gt 300 ]; then crashes=0; fi
+    if [ $((SECONDS - began)) -gt "$steady" ]; then crashes=0; fi
     crashes=$((crashes + 1))
     case $crashes in 1) pause=1 ;; 2) pause=5 ;; 3) pause=15 ;; *) break ;; esac
     if [ $(($(date +%s) + pause + 30)) -gt "$deadline" ]; then break; fi

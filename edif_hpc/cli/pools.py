@@ -53,7 +53,8 @@ Example:
 
   edif-hpc pool drain helma
 """
-RESUME_HELP = """Let a pool start workers again that was stopped, or that paused because its workers died young.
+RESUME_HELP = """Let a pool start workers again that was stopped, that is held since somebody cancelled one of its
+allocations, or that paused because its workers died young.
 
 Example:
 
@@ -99,6 +100,8 @@ def list_pools(home: HomeOption = None, config: ConfigOption = None, json: JsonO
             "time": pool.time if pool.launcher == "slurm" else "",
             "workers": sum(worker.pool == pool.name for worker in workers.values()),
             "launched": health.get(pool.name, Health()).launched,
+            "pending": health.get(pool.name, Health()).pending,
+            "paused": health.get(pool.name, Health()).paused,
             "min": pool.min_workers,
             "max": pool.max_workers,
             "models": pool.models if json else " ".join(pool.models),

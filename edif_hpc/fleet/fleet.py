@@ -278,6 +278,7 @@ class Fleet:
         except (EdifError, OSError) as error:
             self.health[name].note(Ended("", 0.0, 1, str(error)), self.patience[name], time.time())
             logger.error("launch failed", pool=name, error=str(error))
+            await write_health(self.redis, name, self.health[name])
         else:
             logger.info("worker launched", pool=name, worker=worker_id)
             await started(self.redis, name)

@@ -86,6 +86,15 @@ def test_without_redis_nothing_waits_and_nothing_is_lost(redis: RedisProcess, mo
     kept.close()
 
 
+def test_a_redis_that_is_away_is_no_news_for_whoever_gave_a_command(
+    redis: RedisProcess, capfd: pytest.CaptureFixture[str]
+) -> None:
+    redis.kill()
+    with books.books(lambda: redis.endpoint) as count:
+        count("squeue")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_redis_that_hangs_does_not_hold_up_the_end(redis: RedisProcess) -> None:
     assert redis.process
     redis.process.send_signal(signal.SIGSTOP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
@@ -20,13 +21,14 @@ from edif_hpc.core.endpoints import RedisEndpoint, store_endpoint
 from edif_hpc.core.home import Home
 from edif_hpc.core.lineage import Lineages
 from edif_hpc.core.queue import Queue, Submission, keys
+from edif_hpc.core.registry import WorkerRecord
 from edif_hpc.core.settings import LimitSettings
 from edif_hpc.core.store import Store
 from edif_hpc.fleet import brake
 from edif_hpc.fleet.fleet import Fleet
-from edif_hpc.fleet.health import Health, read_health
+from edif_hpc.fleet.health import Health, read_health, write_health
 from edif_hpc.fleet.notices import Alerts
-from edif_hpc.fleet.slurm import names
+from edif_hpc.fleet.slurm import names, order
 from edif_hpc.fleet.slurm.commands import Slurm
 from edif_hpc.fleet.slurm.draft import order_for
 from edif_hpc.fleet.slurm.launcher import SlurmLauncher
@@ -117,6 +119,15 @@ class Site:
 
         return asyncio.run(run())
 
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "edif_hpc.cli", *arguments, "--home", str(self.home.root)]
+        environment = {"PATH": f"{self.folder}/bin:/usr/bin:/bin", "HOME": str(self.home.root), "COLUMNS": "300"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd="/")
+
+    def pool(self, name: str) -> dict[str, Any]:
+        rows = json.loads(self.cli("pool", "list", "--json").stdout)
+        return next(row for row in rows if row["name"] == name)
+
     def lines(self, name: str) -> list[str]:
         path = self.folder / name
         return path.read_text().splitlines() if path.exists() else []
@@ -162,6 +173,68 @@ def test_a_pool_that_slurm_refuses_keeps_no_other_from_starting_and_says_why(sit
         assert "Invalid partition" in eventually(lambda: site.notice("bad"), 10.0, "a notice")
         assert site.submitted("bad") == 1
         assert site.health("good").deaths == 0
+
+
+def test_pools_and_allocations_show_what_waits_what_is_paused_and_how_it_ended(site: Site) -> None:
+    with site.fleet():
+        eventually(lambda: site.submitted("good") == 1, 30.0, "an allocation")
+        eventually(lambda: site.health("bad").deaths == 1, 30.0, "a refusal")
+    site.let_ask_anew()
+    paused = Health(deaths=9, last_death=time.time(), cause="Invalid partition")
+    site.ask(lambda redis: write_health(redis, "bad", paused))
+    with site.fleet():
+        eventually(lambda: site.health("good").pending == "Priority", 30.0, "what waits")
+        good, bad = site.pool("good"), site.pool("bad")
+        assert (good["workers"], good["launched"], good["pending"]) == (0, 1, "Priority")
+        assert (good["state"], bad["state"], bad["paused"]) == ("waits (Priority)", "paused", True)
+        refused = site.cli("pool", "start", "good")
+        assert refused.returncode == 1
+        assert "has 1, those that wait for Slurm included" in refused.stderr
+        (submitted,) = [line for line in site.lines("submitted") if "-good-" in line]
+        name = names.read(submitted, site.home.root)
+        assert name
+        order.write_report(
+            site.home.root,
+            name,
+            order.Report(job_id="7", host="n", started=1.0, restarts=2, status=3, cause="no image"),
+        )
+        (row,) = json.loads(site.cli("allocations", "--json").stdout)
+        assert (row["restarts"], row["exit"], row["cause"]) == (2, 3, "no image")
+        assert "no image" in site.cli("allocations").stdout
+
+
+def test_a_persons_scancel_holds_the_pool_and_drains_nobody(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{site.folder}/bin:/usr/bin:/bin")
+    first, second = (names.first(site.home.root, "good") for _ in range(2))
+    when = "2026-11-24T04:52:14"
+
+    def rows(state: str) -> str:
+        states = {first: state, second: "RUNNING"}
+        return "".join(f"7|{each}|None|{when}|{when}|n1|{name.allocation}\n" for name, each in states.items())
+
+    async def told(redis: Redis) -> list[list[str]]:
+        clock = [time.time()]
+        fleet = site.fleet_here(redis, lambda: clock[0])
+        assert await fleet.leads()
+        for name in (first, second):
+            record = WorkerRecord(
+                worker_id=name.worker, pool="good", version="1", host="h", pid=1, started=1.0, state="serving"
+            )
+            await fleet.registry.announce(record, 60.0)
+        for state in ("RUNNING", "CANCELLED"):
+            (site.folder / "queue").write_text(rows(state))
+            await fleet.tick()
+            clock[0] += ASK_EVERY_SECONDS
+        assert await brake.held(redis) == {"good"}
+        assert await brake.stopped(redis) == set()
+        await fleet.tick()
+        await fleet.tick()
+        assert site.submitted("good") == 0, "nothing in its place, though one is to be kept"
+        return [await fleet.registry.commands(name.worker) for name in (first, second)]
+
+    assert site.ask(told) == [[], []]
+    assert site.pool("good")["state"] == "held"
+    assert "edif-hpc pool resume good" in site.notice("good")
 
 
 def test_while_a_submission_hangs_other_pools_start_and_who_waits_hears_of_it(site: Site) -> None:

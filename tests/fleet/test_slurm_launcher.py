@@ -34,7 +34,7 @@ if (folder / "refuse").exists():
 name = re.search(r"--job-name=(\\S+)", pathlib.Path(sys.argv[1]).read_text())[1]
 with (folder / "queue").open("a") as queue:
     queue.write(f"7|RUNNING|None|2026-11-24T04:00:00|2026-11-24T04:10:00|node1|{{name}}\\n")
-print("Submitted batch job 7")
+print("Submitted batch job 7" if not (folder / "babble").exists() else "Thank you!")
 """
 SQUEUE = """#!/bin/sh
 [ -e {folder}/silent ] && {{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }}
@@ -177,6 +177,16 @@ def test_after_no_answer_nothing_is_known_until_slurm_was_asked_again(site: Site
     assert not site.launcher.trouble()
 
 
+def test_after_an_answer_that_cannot_be_read_it_may_have_been_submitted(site: Site) -> None:
+    site.launcher.launched()
+    (site.folder / "babble").touch()
+    with pytest.raises(Unsure, match="Thank you!"):
+        site.launcher.launch()
+    assert site.launcher.trouble()
+    site.later()
+    assert len(site.launcher.launched()) == 1
+
+
 def test_slurm_is_asked_once_a_minute_however_often_the_fleet_looks(site: Site) -> None:
     for _ in range(50):
         site.launcher.launched()
@@ -297,6 +307,24 @@ def test_what_waits_is_taken_back_once_for_each_listing(site: Site) -> None:
     site.launcher.halt()
     assert site.counted.count("scancel") == 2
     assert (site.folder / "cancelled").read_text() == "--quiet 7\n" * 2
+
+
+def test_what_somebody_else_got_is_taken_back_by_its_id(site: Site) -> None:
+    site.launcher.launched()
+    site.launcher.launch()
+    site.later()
+    site.launcher.launched()
+    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
+    site.queue("NODE_FAIL")
+    site.launcher.ended()
+    site.launcher.succeed = lambda what, predecessor: ""
+    site.launcher.launch()
+    (name,) = site.launcher._submitted
+    (site.folder / "queue").write_text(f"8|PENDING|Priority|N/A|N/A||{name.allocation}\n")
+    site.later()
+    site.launcher.launched()
+    site.launcher.halt()
+    assert (site.folder / "cancelled").read_text() == "--quiet 8\n"
 
 
 def test_one_that_waits_and_vanishes_holds_its_place_no_longer_than_a_listing(site: Site) -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from edif_hpc.core import walltime
 from edif_hpc.fleet.slurm import names
-from edif_hpc.fleet.slurm.text import Phase, Unreadable, first_error, is_refusal, parse_squeue, parse_submitted
+from edif_hpc.fleet.slurm.text import (
+    TIME_LIMIT,
+    Phase,
+    Unreadable,
+    first_error,
+    is_refusal,
+    parse_squeue,
+    parse_submitted,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -57,7 +65,7 @@ def test_one_line_that_cannot_be_read_makes_all_unknown(line: str) -> None:
 
 
 def test_what_is_not_ours_need_not_be_understood() -> None:
-    others = "123+0|LAUNCHING|None|tomorrow|N/A||het\nx|?|None|N/A|N/A||1\n"
+    others = "5|PENDING|None|soon|N/A||edif-notes\n123+0|LAUNCHING|None|tomorrow|N/A||het\nx|?|None|N/A|N/A||1\n"
     ours = (
         "7|EXPEDITING|None|N/A|N/A||edif-3f2a91-helma-7c0d12-g4\n8|ASLEEP|None|N/A|N/A||edif-3f2a91-helma-7c0d12-g5\n"
     )
@@ -69,20 +77,25 @@ def test_what_is_not_ours_need_not_be_understood() -> None:
 
 @pytest.mark.parametrize("name", ["sbatch-invalid-partition", "sbatch-account", "sbatch-unknown-option"])
 def test_what_slurm_refused_does_not_exist(name: str) -> None:
-    assert is_refusal(captured(name))
+    assert is_refusal(captured(name), 1)
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "status"),
     [
-        "",  # ended by our time limit
+        ("", 1),
+        ("Could not make sense of sbatch output", 0),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying.", TIME_LIMIT),
         # As in Slurm's source, src/common/slurm_errno.c, behind what sbatch prints before it.
-        "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
-        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", 1),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", 1),
+        ("sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received", 1),
+        ("sbatch: error: Batch job submission failed: Message receive failure", 1),
+        ("sbatch: error: Batch job submission failed: Connection reset by peer", 1),
     ],
 )
-def test_what_slurm_did_not_answer_may_exist(said: str) -> None:
-    assert not is_refusal(said)
+def test_what_slurm_did_not_answer_may_exist(said: str, status: int) -> None:
+    assert not is_refusal(said, status)
 
 
 def test_the_id_of_what_was_submitted() -> None:

@@ -77,6 +77,8 @@ class Bench:
     folder: Path
     home: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    scripts: Path = SLURM
+    """Where the template finds `worker.sh`."""
 
     def name(self, generation: int) -> str:
         return names.Name(names.tag(self.home), "cpu", LINEAGE, generation).allocation
@@ -96,7 +98,7 @@ class Bench:
         script = self.folder / "worker.sbatch"
         values = {"LEAST_UPTIME": "0", **changes}
         text = (SLURM / f"{template}.sbatch").read_text()
-        paths = {"/SHARED/edif-home": self.home, "/SHARED/edif_hpc/slurm": SLURM}
+        paths = {"/SHARED/edif-home": self.home, "/SHARED/edif_hpc/slurm": self.scripts}
         for written, path in {**paths, "/SHARED/hub": self.folder / "hub", "/SHARED/images": self.folder}.items():
             text = text.replace(written, str(path))
         for key, value in values.items():
@@ -243,6 +245,17 @@ def test_one_that_is_in_the_queue_is_not_submitted_again(bench: Bench) -> None:
     assert not bench.text("submitted")
 
 
+def test_what_else_its_user_runs_need_not_be_understood(bench: Bench) -> None:
+    foreign = "123+0|EXPEDITING|het\n5_[1-3]|launch failed|array\n|?|a|b|c\n"
+    (bench.folder / "queue").write_text(f"{foreign}91|PENDING|{bench.name(4)}\n")
+    bench.start()
+    assert bench.ask("successor 4") == "successor 4 submitted 91"
+    (bench.folder / "queue").write_text(foreign)
+    assert bench.ask("successor 4") == "successor 4 submitted 78"
+    (bench.folder / "queue").write_text(f"91|?|{bench.name(4)}\n")
+    assert bench.ask("recall 4").startswith("recall 4 refused Slurm does not tell")
+
+
 @pytest.mark.parametrize("said", ["silent", "garbled"])
 def test_nothing_is_submitted_while_slurm_does_not_say_what_there_is(bench: Bench, said: str) -> None:
     bench.start()
@@ -312,6 +325,34 @@ def test_a_worker_that_crashed_is_started_again(bench: Bench) -> None:
     eventually(lambda: len(bench.text("starts").split()) == 2, 20.0)
     assert bench.ask("successor 4") == "successor 4 submitted 78"
     assert bench.end(process) == 0
+
+
+def test_one_that_lived_long_is_forgiven_its_crashes(bench: Bench) -> None:
+    bench.scripts = bench.folder / "scripts"
+    bench.scripts.mkdir()
+    text = (SLURM / "worker.sh").read_text()
+    assert "\nsteady=300 " in text
+    (bench.scripts / "worker.sh").write_text(text.replace("\nsteady=300 ", "\nsteady=-1 "))
+    process = bench.start()
+    for starts in range(2, 6):  # one more than are started again of those that die young
+        (bench.folder / "crash").touch()
+        eventually(lambda starts=starts: len(bench.text("starts").split()) == starts, 20.0, f"start {starts}")  # type: ignore[misc]
+    assert bench.end(process) == 0
+
+
+def test_one_that_is_told_to_end_before_its_worker_runs_starts_none(bench: Bench) -> None:
+    program = bench.folder / "bin" / "hostname"
+    program.write_text(
+        f"#!/bin/bash\ntouch {bench.folder}/late\nwhile [ ! -e {bench.folder}/go ]; do sleep 0.05; done\n"
+    )
+    program.chmod(0o755)
+    process = bench.run(3, "worker-cpu", {})
+    eventually(lambda: (bench.folder / "late").exists(), 20.0, "the end of the set-up")
+    process.send_signal(signal.SIGTERM)
+    (bench.folder / "go").touch()
+    assert process.wait(20) == 0
+    assert not bench.text("starts")
+    assert not list(bench.folder.glob("edif-hpc-77-*"))
 
 
 def test_what_is_missing_is_named(bench: Bench) -> None:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from edif_hpc.core import log
 from edif_hpc.core.endpoints import RedisEndpoint
 from edif_hpc.core.errors import EdifError
 from edif_hpc.core.tally import Command, Tally
@@ -21,8 +20,6 @@ from edif_hpc.core.tally import Command, Tally
 RETRY_SECONDS = 30.0
 END_SECONDS = 2.0
 """How long the end of a process may wait for what it has not written yet."""
-
-logger = log.get("fleet")
 
 
 class Books:
@@ -64,9 +61,8 @@ class Books:
     def _written(self) -> bool:
         try:
             asyncio.run(self._write())
-        except (EdifError, RedisError, OSError) as error:
-            logger.debug("slurm commands are not in the books yet", error=str(error))
-            return False
+        except (EdifError, RedisError, OSError):
+            return False  # no word of it: on the command line this would stand above the reason that Redis is away for
         return True
 
     async def _write(self) -> None:

@@ -191,8 +191,8 @@ class SlurmLauncher:
                 running = seen.phase is not Phase.PENDING  # else its start is Slurm's estimate, in days perhaps
                 since = (seen.start if running else None) or self.listing.now()
                 self._submitted[name] = Submitted(seen.job_id, since)
-            if name in self._submitted:
-                self._submitted[name].seen = seen
+            if each := self._submitted.get(name):
+                each.seen, each.job_id = seen, each.job_id or seen.job_id
 
     def _heed(self, name: Name, report: order.Report) -> None:
         """Take up what a supervisor submitted by itself, and remember what it took back."""

@@ -11,7 +11,6 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-PREFIX = "edif-"
 PATTERN = re.compile(r"edif-(?P<home>[0-9a-f]{6})-(?P<pool>[a-z][a-z0-9-]*)-(?P<lineage>[0-9a-f]{6})-g(?P<number>\d+)")
 
 
@@ -54,7 +53,7 @@ def read(text: str, home: Path) -> Name | None:
 
 def is_one(text: str) -> bool:
     """Whether an allocation of this name may be one of ours, of whichever home."""
-    return text.startswith(PREFIX)
+    return PATTERN.fullmatch(text) is not None
 
 
 def tag(home: Path) -> str:

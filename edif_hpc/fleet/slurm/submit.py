@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from subprocess import CalledProcessError
+
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from edif_hpc.core.errors import ComponentError
@@ -34,7 +36,8 @@ def submit(home: Home, order: Order, slurm: Slurm, *, dependency: str = "") -> s
         return str(executor.submit(supervise, str(path)).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         said, pool = first_error(str(error)), order.pool.name
-        if not is_refusal(str(error)):
+        status = error.__cause__.returncode if isinstance(error.__cause__, CalledProcessError) else 0
+        if not is_refusal(str(error), status):
             raise Unsure(f"Slurm did not tell what became of an allocation of the pool {pool}: {said}") from error
         raise ComponentError(f"Slurm refused an allocation of the pool {pool}: {said}") from error
     except (RuntimeError, OSError) as error:  # submitit finds no srun, or no sbatch

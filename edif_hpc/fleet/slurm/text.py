@@ -37,8 +37,13 @@ PHASES = {
     "FAILED": Phase.ENDED, "NODE_FAIL": Phase.ENDED, "OUT_OF_MEMORY": Phase.ENDED, "PREEMPTED": Phase.ENDED,
     "REVOKED": Phase.ENDED, "TIMEOUT": Phase.ENDED, "LAUNCH_FAILED": Phase.ENDED, "RECONFIG_FAIL": Phase.ENDED,
 }  # fmt: skip
-UNSURE = ("timed out", "Unable to contact", "Zero Bytes", "Connection refused")
-"""In sbatch's words: slurmctld may have taken the submission all the same."""
+TIME_LIMIT = 124
+"""The status of `timeout` when it ended its command."""
+UNSURE = (
+    "timed out", "Unable to contact", "Zero Bytes", "Connection refused", "Connection reset", "Broken pipe",
+    "Communication ", "Message send failure", "Message receive failure", "Header lengths", "Unexpected message",
+)  # fmt: skip
+"""In sbatch's words, most of them as in Slurm's src/common/slurm_errno.c: slurmctld may have taken the submission."""
 
 
 class Unreadable(ValueError):
@@ -116,9 +121,12 @@ def parse_submitted(text: str) -> str:
     return match[1]
 
 
-def is_refusal(said: str) -> bool:
-    """Whether these words of sbatch's mean that nothing was submitted."""
-    return bool(said.strip()) and not any(words in said for words in UNSURE)
+def is_refusal(said: str, status: int) -> bool:
+    """Whether these words and this status of sbatch's mean that nothing was submitted.
+
+    One that our time limit ended may have said something before: that it goes on trying, for example.
+    """
+    return status not in (0, TIME_LIMIT) and bool(said.strip()) and not any(words in said for words in UNSURE)
 
 
 def first_error(text: str) -> str:
