@@ -89,7 +89,20 @@ def examine(home: Home) -> Iterator[Finding]:
         yield Finding("home", "failed", str(error))
         return
     yield Finding("home", "ok", str(home.root) if home.root.exists() else f"{home.root} (made by the first `up`)")
-    for check in (_binaries, _accelerator, _isolation, _ranks, _network, _components, _redis, _store, _gateway, _disk):
+    looks = (
+        _binaries,
+        _accelerator,
+        _isolation,
+        _ranks,
+        _images,
+        _network,
+        _components,
+        _redis,
+        _store,
+        _gateway,
+        _disk,
+    )
+    for check in looks:
         yield from _guarded(check, home, settings)
 
 
@@ -207,6 +220,15 @@ def _ranks(home: Home, settings: Settings) -> Iterator[Finding]:
         except ModelError as error:
             if not checkpoint.adapter:
                 yield Finding("ranks", "warning", str(error))
+
+
+def _images(home: Home, settings: Settings) -> Iterator[Finding]:
+    from edif_hpc.fleet.ahead import missing
+
+    for pool in settings.pool:
+        if missing(pool):
+            said = f"there is no {pool.image}, though its folder is here (pool.{pool.name}.image)"
+            yield Finding("image", "failed", said, "build it with `edif-hpc image build`, or name another")
 
 
 def _network(home: Home, settings: Settings) -> Iterator[Finding]:

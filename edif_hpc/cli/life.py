@@ -69,9 +69,9 @@ def up(
     ] = None,
 ) -> None:
     from edif_hpc.core.errors import ComponentError
-    from edif_hpc.fleet import process, state
+    from edif_hpc.fleet import ahead, process, state
     from edif_hpc.fleet.supervise import SUPERVISOR
-    from edif_hpc.fleet.up import check, poke, refuse_silent, turn, wait_ready
+    from edif_hpc.fleet.up import check, poke, turn, wait_ready
     from edif_hpc.fleet.up import detach as start_detached
 
     if detach and any(name in os.environ for name in CONTAINER):
@@ -101,7 +101,7 @@ def up(
         return
     check(place, settings)
     if not running:
-        refuse_silent(place, settings)
+        ahead.refuse_silent_servers(place, settings)
         state.remember_up(place, config, loaded)
     state.write_failures(place, {})
     if not detach:

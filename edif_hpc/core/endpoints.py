@@ -125,7 +125,7 @@ def redis_endpoint(home: Home, settings: Settings, role: Role = Role.GATEWAY) ->
     """
     external = settings.redis
     if external.url:
-        password = read_secret(Path(external.password_file)) if external.password_file else ""
+        password = read_secret(Path(external.password_file).expanduser()) if external.password_file else ""
         return RedisEndpoint(external.url, external.username, password)
     port = external.port or embedded_ports(home).get("redis")
     if not port:
@@ -148,7 +148,7 @@ def store_endpoint(home: Home, settings: Settings, role: Role = Role.GATEWAY) ->
     if external.endpoint:
         if not external.credentials_file:
             raise SettingsError("store.endpoint needs store.credentials_file: two lines, access key and secret key.")
-        lines = read_secret(Path(external.credentials_file)).splitlines()
+        lines = read_secret(Path(external.credentials_file).expanduser()).splitlines()
         if len(lines) != 2:
             raise SettingsError(f"{external.credentials_file} must hold two lines, access key and secret key.")
         access, secret = (line.strip() for line in lines)

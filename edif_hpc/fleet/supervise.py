@@ -320,10 +320,15 @@ def let_go(home: Home) -> None:
         process.stop(record, LET_GO_SECONDS, how=LET_GO, family=False)
 
 
-def stop_all(home: Home, tell: Tell) -> list[str]:
-    """Stop every component of this home on this machine, in order. Returns what had to be killed."""
+def stop_all(home: Home, tell: Tell, *, forget: bool = True) -> list[str]:
+    """Stop every component of this home on this machine, in order. Returns what had to be killed.
+
+    Args:
+        forget: what `up` was told; not while allocations go on, which get successors by it.
+    """
     killed = [each for name in STOP_ORDER for each in stop_kind(home, name, tell)]
-    state.forget_up(home)
+    if forget:
+        state.forget_up(home)
     return killed
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 from urllib.parse import urlsplit
 
-from redis.exceptions import RedisError
-
-from edif_hpc.core.endpoints import RedisEndpoint, redis_endpoint, store_endpoint
-from edif_hpc.core.errors import ComponentError, Unavailable
+from edif_hpc.core.endpoints import redis_endpoint
+from edif_hpc.core.errors import ComponentError
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 
-from . import embedded, network, ports, process, state
+from . import ahead, embedded, network, ports, process, state
 from .components import components, gateway_answers, own_command, own_environment
 from .slurm.books import books
 from .slurm.commands import Slurm
@@ -38,11 +34,12 @@ def check(home: Home, settings: Settings) -> None:
     """Refuse what cannot work before anything is started.
 
     Raises:
-        SettingsError: workers on other machines could not reach the embedded servers.
+        SettingsError: workers on other machines could not reach the servers, or an image is missing.
         ComponentError: the home is in use elsewhere or by another version, a server is not installed, or the
             gateway's port is taken.
     """
     network.refuse_loopback(settings)
+    ahead.refuse_missing_images(settings)
     refuse_foreign(home)
     embedded.check_installed(settings)
     gateway = process.living(home, "gateway")
@@ -64,36 +61,6 @@ def check(home: Home, settings: Settings) -> None:
         ):
             raise ports.taken(server, port)
     _refuse_readdressed(home, settings)
-
-
-def refuse_silent(home: Home, settings: Settings) -> None:
-    """Refuse external servers that do not answer: a service that cannot accept anything is not up.
-
-    Raises:
-        ComponentError: one of them does not.
-    """
-    if settings.redis.url:
-        endpoint = redis_endpoint(home, settings)
-        try:
-            asyncio.run(_ping(endpoint))
-        except (RedisError, OSError) as error:
-            raise ComponentError(
-                f"Redis at {endpoint.address} does not answer ({error}); start it, or mend redis.url."
-            ) from None
-    if settings.store.endpoint:
-        from edif_hpc.core.store import Store  # boto3 takes a third of a second, and the embedded store needs none here
-
-        store = Store(store_endpoint(home, settings))
-        try:
-            store.ensure_bucket()
-        except Unavailable as error:
-            raise ComponentError(f"{error} Start it, or mend store.endpoint.") from None
-
-
-async def _ping(endpoint: RedisEndpoint) -> None:
-    client: Any = endpoint.client(retries=0, connections=1)
-    async with client as redis:
-        await redis.ping()
 
 
 def _refuse_readdressed(home: Home, settings: Settings) -> None:
@@ -186,7 +153,8 @@ def down(home: Home, tell: Tell, *, keep_allocations: bool = False) -> list[str]
     The fleet first, which would replace what ends; then the allocations, whose workers hand back to a Redis that lives.
 
     Args:
-        keep_allocations: leave them alone; their workers wait for Redis to come back, for `worker.offline_seconds`.
+        keep_allocations: leave them alone, with the settings that they were started with; their workers wait for Redis
+            to come back, for `worker.offline_seconds`.
     """
     let_go(home)
     with _alone(home):
@@ -196,7 +164,7 @@ def down(home: Home, tell: Tell, *, keep_allocations: bool = False) -> list[str]
         if not keep_allocations and any(pool.launcher == "slurm" for pool in settings.pool):
             with books(lambda: redis_endpoint(home, settings)) as count:
                 end_allocations(home.root, Slurm(settings.slurm, count), tell)
-        return killed + stop_all(home, tell)
+        return killed + stop_all(home, tell, forget=not keep_allocations)
 
 
 def refuse_foreign_hosts(home: Home) -> None:

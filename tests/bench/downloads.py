@@ -1,9 +1,9 @@
 """What a large result costs over a thin line: `python -m tests.bench.downloads`, a part of `make bench`.
 
-All hidden states of SmolLM2 on 32 prompts of 128 tokens, at 100 Mbit/s through the tests' proxy, by the stock client and
-by ours, with and without a cut in the middle of the download; beside them torch.save of the same values and one zstd-3
-frame, which is what a person would send by hand. Seconds are from the request to values in memory. A stock client that
-was cut off has nothing but an error: its second request, which then has everything again, is counted to it.
+All hidden states of SmolLM2 on 32 prompts of 128 tokens, at 100 Mbit/s through the tests' proxy, by the stock client
+and by ours, with and without a cut in the middle of the download; beside them torch.save of the same values and one
+zstd-3 frame, which is what a person would send by hand. Seconds are from the request to values in memory. A stock
+client that was cut off has nothing but an error: its second request, which then has all again, is counted to it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,17 @@ ROUNDS = 3
 PROMPTS, TOKENS = 32, 128
 LINE_BYTES = 12_500_000.0
 """100 Mbit/s."""
-HEADER_BYTES = 1_000_000
-"""More than everything but the result has in one direction."""
+RANGES = 6
+"""That our client reads at once: each is cut."""
 Measured = tuple[float, int]
 """Seconds, and bytes that came over the line."""
 
 
 def hidden_states(model: TransformersModel, tokens: torch.Tensor, **how: Any) -> Any:
     """Every layer's output, and the embeddings before the first."""
-    states = []
+    states = None
     with model.trace(tokens, **how):
-        states = [model.model.embed_tokens.output] + [layer.output for layer in model.model.layers]
-        states = states.save()
+        states = [model.model.embed_tokens.output, *(layer.output for layer in model.model.layers)].save()
     return states
 
 
@@ -85,7 +85,7 @@ def ours_cut(model: TransformersModel, tokens: torch.Tensor, proxy: Proxy, at: i
     handle = edif_hpc.submit(progress=False)
     hidden_states(model, tokens, backend=handle)
     handle.wait()
-    proxy.cut_after(*[at] * 6)  # every range that is read at once
+    proxy.cut_after(*[at] * RANGES)
     handle.result()
 
 
@@ -102,36 +102,31 @@ def measure(stack: Stack, say: Callable[[str], None]) -> dict[str, list[Measured
     model = TransformersModel(REPO_ID, task="text-generation")
     generator = torch.Generator().manual_seed(0)
     found: dict[str, list[Measured]] = {}
-    values = None
     with proxied(stack.url, bytes_per_second=LINE_BYTES) as proxy:
         seen = Stack(stack.home, proxy.url, stack.key)
         with client_of(seen):
             for number in range(ROUNDS):
                 tokens = torch.randint(1000, 40_000, (PROMPTS, TOKENS), generator=generator)
                 edif_hpc.connect(proxy.url, stack.key, stock=True, progress=False)
-                steps: dict[str, Callable[[], None]] = {
-                    "stock client": lambda: stock(model, tokens),
-                    "our client": lambda: ours(model, tokens),
-                    "stock client, cut": lambda: stock_cut(model, tokens, proxy, half),
-                    "our client, cut": lambda: ours_cut(model, tokens, proxy, half // 12),
-                }
-                half = HEADER_BYTES
-                for name, step in steps.items():
+                say(f"round {number + 1} of {ROUNDS}")
+                whole = measured(proxy, partial(stock, model, tokens))
+                half = whole[1] // 2
+                found.setdefault("stock client", []).append(whole)
+                for name, step in {
+                    "our client": partial(ours, model, tokens),
+                    "stock client, cut": partial(stock_cut, model, tokens, proxy, half),
+                    "our client, cut": partial(ours_cut, model, tokens, proxy, half // RANGES),
+                }.items():
                     say(f"round {number + 1} of {ROUNDS}: {name}")
-                    sample = measured(proxy, step)
-                    found.setdefault(name, []).append(sample)
-                    if name == "stock client":
-                        half = sample[1] // 2
+                    found.setdefault(name, []).append(measured(proxy, step))
             edif_hpc.disconnect()
-        handle_values = _local(model, tokens)
-        values = by_hand(handle_values)
-    size, packed, seconds = values
+        size, packed, seconds = by_hand(_local(tokens))
     found["torch.save"] = [(size / LINE_BYTES, size)]
     found["torch.save, zstd-3"] = [(seconds + packed / LINE_BYTES, packed)]
     return found
 
 
-def _local(model: TransformersModel, tokens: torch.Tensor) -> Any:
+def _local(tokens: torch.Tensor) -> Any:
     """The same values without a service, and so without what their run takes."""
     return hidden_states(TransformersModel(REPO_ID, task="text-generation", dispatch=True), tokens)
 

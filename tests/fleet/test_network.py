@@ -28,7 +28,7 @@ from edif_hpc.core.home import Home
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings, load
 from edif_hpc.core.store import Store, payload_key
-from edif_hpc.fleet import certificates, network
+from edif_hpc.fleet import ahead, certificates, network
 from tests.support import models
 from tests.support.servers import eventually
 from tests.support.stack import Stack, client_of
@@ -97,8 +97,16 @@ def test_up_says_which_external_server_does_not_answer(tmp_path: Path) -> None:
     (home / "edif-hpc.toml").write_text('[redis]\nurl = "redis://127.0.0.1:9/0"\n')
     done = Stack(home, "").cli("up", "--detach", check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("Redis at redis://127.0.0.1:9/0 does not answer")
+    assert "redis://127.0.0.1:9/0, which redis.url names, does not let this service in" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_an_image_that_is_missing_is_refused_where_that_can_be_seen(tmp_path: Path) -> None:
+    there = Pool(name="there", image=str(tmp_path / "worker.sif"))
+    with pytest.raises(SettingsError, match=r"which pool\.there\.image names"):
+        ahead.refuse_missing_images(Settings(pool=[there]))
+    (tmp_path / "worker.sif").touch()
+    ahead.refuse_missing_images(Settings(pool=[there, Pool(name="elsewhere", image="/on/compute/nodes/worker.sif")]))
 
 
 def test_up_refuses_loopback_for_a_slurm_pool(tmp_path: Path) -> None:
