@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -106,13 +107,13 @@ class Connection:
                 keyed = {**version, **({"ndif-api-key": self.key} if self.key else {})}
                 trust = not _local.is_local(self.url)
                 try:
-                    self._clients = (
-                        os.getpid(),
-                        httpx.Client(base_url=self.url, headers=keyed, trust_env=trust),
-                        httpx.Client(headers=version, trust_env=trust, timeout=_timeout(READ_SECONDS)),
-                    )
+                    own = httpx.Client(base_url=self.url, headers=keyed, trust_env=trust)
                 except httpx.InvalidURL as error:
                     raise NotConnected(f"{self.url!r} is no address of a service ({error}).") from None
+                links = httpx.Client(headers=version, trust_env=trust)
+                for client in (own, links):
+                    weakref.finalize(self, client.close)
+                self._clients = os.getpid(), own, links
             return self._clients[1:]
 
     def _repeat(self, send: Callable[[httpx.Client], httpx.Response], patience: float, trouble: Trouble) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import linecache
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -92,14 +93,16 @@ class DryRun:
             copy = RequestModel.deserialize(packed.blob, model._remoteable_persistent_objects(), packed.compress)
         # The block as it was written, on the copies of its names: nnsight finds inner blocks by their lines.
         copy.info.code, copy.node = tracer.info.code, tracer.node
+        names: dict[str, Any] = {}
         try:
-            self._run(copy)
+            names = self._run(copy)
         finally:
             model.interleaver.cancel()
-            saves, found = _saves(), copy.info.frame.f_locals
-            self.saved = {name: _described(value) for name, value in found.items() if id(value) in saves}
+            saves = _saves()
+            self.saved = {name: _described(value) for name, value in names.items() if id(value) in saves}
 
-    def _run(self, copy: Any) -> None:
+    def _run(self, copy: Any) -> dict[str, Any]:
+        """Run the block; returns the names that it bound."""
         from torch._subclasses.fake_tensor import (
             DataDependentOutputException,
             DynamicOutputShapeException,
@@ -118,10 +121,15 @@ class DryRun:
             try:
                 copy.execute(copy.info.code)
             except undecided as error:
+                stack = _own_frames(error)
+                where = f"line {stack[-1].tb_lineno}" if stack else "the model itself"
                 self.stopped = (
-                    f"It went as far as {_where(error)}, which decides by numbers, and a dry run has none: what comes "
+                    f"It went as far as {where}, which decides by numbers, and a dry run has none: what comes "
                     "after only a real run can tell."
                 )
+                # The block's names so far, which nnsight hands to the frame at the block's end alone.
+                return {name: value for entry in stack for name, value in entry.tb_frame.f_locals.items()}
+        return dict(copy.info.frame.f_locals)
 
 
 def dry_run(model: Any = None) -> DryRun:
@@ -184,18 +192,15 @@ def _shown(saved: Saved) -> str:
     return f"{saved.dtype} {' x '.join(str(length) for length in saved.shape) or 'number'}"
 
 
-def _where(error: BaseException) -> str:
-    """The user's own line that an error comes from, as far as it can be told."""
-    from nnsight.tracing.util import clean_traceback
-
-    trace = clean_traceback(getattr(error, "__intervention_tb__", error.__traceback__))
-    own = ""
+def _own_frames(error: BaseException) -> list[Any]:
+    """The entries of an error's traceback that are the user's own."""
+    trace, found = getattr(error, "__intervention_tb__", error.__traceback__), []
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in name and not name.startswith(__file__.rpartition("/")[0]):
-            own = f"line {trace.tb_lineno}"
+        if "site-packages" not in name and not name.startswith(os.path.dirname(__file__)):
+            found.append(trace)
         trace = trace.tb_next
-    return own or "something in the model"
+    return found
 
 
 @contextlib.contextmanager

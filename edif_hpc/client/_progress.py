@@ -174,7 +174,7 @@ class Progress:
         self._clock = clock
         self._id = request_id
         self._began = self._since = clock()
-        self._status, self._description, self._trouble = "SENDING", "", ""
+        self._status, self._description, self._trouble = "WAITING" if request_id else "SENDING", "", ""
         self._total: int | None = None
         self._there = self._come = 0
 

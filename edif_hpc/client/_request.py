@@ -153,6 +153,8 @@ class Request:
             DownloadFailed: the result cannot be read, or is kept no longer.
             UntrustedResult: it names a type that is not loaded without `trust`.
         """
+        if lazy in self._values:
+            return self._values[lazy]
         with Progress(screen(self._progress), self.id).shown() as progress:
             return self._result(progress, timeout, lazy=lazy, trust=trust)
 

@@ -34,8 +34,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 PLAIN = (torch.Tensor, str, bytes, int, float, complex, bool, type(None))
 
 FILLED = (
-    "{name!r} is made outside the block and filled inside it: the service fills a copy, and yours stays as it is; make it "
-    "inside the block and save it."
+    "{name!r} is made outside the block and filled inside it: the service fills a copy, and yours stays as it is; make "
+    "it inside the block and save it."
 )
 NEVER = (
     "This line never runs: the loop before it goes over all steps without an end; give it one, as tracer.iter[:8], or "
