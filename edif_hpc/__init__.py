@@ -10,10 +10,45 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+CLIENT = frozenset(
+    {
+        "Batch",
+        "ClientError",
+        "Connection",
+        "CorruptPart",
+        "DownloadFailed",
+        "DryRun",
+        "DryRunStopped",
+        "Event",
+        "Misused",
+        "NotConnected",
+        "NotFinished",
+        "Refused",
+        "Request",
+        "RequestFailed",
+        "ResultExpired",
+        "Saved",
+        "SurpriseWarning",
+        "Unreachable",
+        "UntrustedResult",
+        "batch",
+        "connect",
+        "disconnect",
+        "dry_run",
+        "get",
+        "load",
+        "requests",
+        "submit",
+    }
+)
+"""Names that are the client's. Only they import it: rooms of servers pass through here as well."""
+
 
 def __getattr__(name: str) -> Any:
-    if not name.startswith("_"):
-        client = import_module("edif_hpc.client")
-        if name in client.__all__:
-            return getattr(client, name)
+    if name in CLIENT:
+        return getattr(import_module("edif_hpc.client"), name)
     raise AttributeError(f"module 'edif_hpc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *CLIENT})

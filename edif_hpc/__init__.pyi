@@ -69,6 +69,7 @@ from .client import (
 )
 from .client import (
     get as get,
+    load as load,
 )
 from .client import (
     requests as requests,

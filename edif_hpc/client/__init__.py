@@ -27,6 +27,7 @@ from ._errors import (
     UntrustedResult,
 )
 from ._events import Event
+from ._loading import load_file as load
 from ._request import Request, get, requests, submit
 from ._warning import SurpriseWarning
 
@@ -58,6 +59,7 @@ __all__ = [
     "disconnect",
     "dry_run",
     "get",
+    "load",
     "requests",
     "submit",
 ]

@@ -77,9 +77,8 @@ class Batch:
         self._stop.set()
         going = [handle._id for number, handle in enumerate(self.requests) if handle._id and number not in self._ends]
         if going:
-            _say(
-                f"{len(going)} requests go on without you; edif_hpc.requests() finds them, .cancel() ends one: {going}"
-            )
+            ids = ", ".join(going)
+            _say(f"{len(going)} requests go on without you; edif_hpc.get(ID) finds one, its .cancel() ends it: {ids}")
 
     def _line(self) -> str:
         ended = list(self._ends.values())

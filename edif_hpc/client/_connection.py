@@ -23,6 +23,8 @@ from ._errors import NotConnected, Refused, Unreachable
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 60.0
 READ_SECONDS = 60.0
+GRACE_SECONDS = 10.0
+"""A long poll that is not answered so long after its time hangs on a dead socket."""
 FIRST_PAUSE_SECONDS = 0.1
 LAST_PAUSE_SECONDS = 5.0
 LONGEST_RETRY_AFTER_SECONDS = 60.0
@@ -87,7 +89,7 @@ class Connection:
             Unreachable: it stayed away.
         """
         asked = {**(query or {}), **({"wait": wait} if wait else {})}
-        timeout = _timeout(wait + CONNECT_SECONDS if wait else READ_SECONDS)
+        timeout = _timeout(wait + GRACE_SECONDS if wait else READ_SECONDS)
         return self._repeat(lambda client: client.get(path, params=asked, timeout=timeout), patience, trouble).json()
 
     def post(self, path: str, *, patience: float = PATIENCE_SECONDS, trouble: Trouble = unheard, **body: Any) -> Any:

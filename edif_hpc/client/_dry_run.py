@@ -89,17 +89,15 @@ class DryRun:
         model = self._model or model_of(tracer)
         packed = _sending.pack(tracer, model)
         self.payload_bytes, self.ran = len(packed.blob), True
-        with _kept_source(tracer.info.frame.f_code.co_filename):
-            copy = RequestModel.deserialize(packed.blob, model._remoteable_persistent_objects(), packed.compress)
-        # The block as it was written, on the copies of its names: nnsight finds inner blocks by their lines.
-        copy.info.code, copy.node = tracer.info.code, tracer.node
         names: dict[str, Any] = {}
-        try:
-            names = self._run(copy)
-        finally:
-            model.interleaver.cancel()
-            saves = _saves()
-            self.saved = {name: _described(value) for name, value in names.items() if id(value) in saves}
+        with _kept_sources(tracer.info.frame.f_code.co_filename):
+            copy = RequestModel.deserialize(packed.blob, model._remoteable_persistent_objects(), packed.compress)
+            try:
+                names = self._run(copy)
+            finally:
+                model.interleaver.cancel()
+                saves = _saves()
+                self.saved = {name: _described(value) for name, value in names.items() if id(value) in saves}
 
     def _run(self, copy: Any) -> dict[str, Any]:
         """Run the block; returns the names that it bound."""
@@ -204,13 +202,17 @@ def _own_frames(error: BaseException) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _kept_source(filename: str) -> Iterator[None]:
-    """Unpacking a block puts its text in the place of the user's file."""
-    before = linecache.cache.get(filename)
+def _kept_sources(filename: str) -> Iterator[None]:
+    """Unpacking a block puts its text in the place of the user's file, where nnsight finds the blocks inside it."""
+    from nnsight.tracing.globals import BLOCKS, SOURCES
+
+    caches: tuple[Any, ...] = (linecache.cache, SOURCES, BLOCKS)
+    kept = [dict(live) for live in caches]
+    SOURCES.pop(filename, None)
+    BLOCKS.clear()
     try:
         yield
     finally:
-        if before is None:
-            linecache.cache.pop(filename, None)
-        else:
-            linecache.cache[filename] = before
+        for live, before in zip(caches, kept, strict=True):
+            live.clear()
+            live.update(before)

@@ -92,6 +92,21 @@ def load(source: Path | bytes | bytearray, *, lazy: bool = False, trust: bool = 
     return found
 
 
+def load_file(path: str | Path, *, lazy: bool = False, trust: bool = False) -> dict[str, Any]:
+    """The values in a file that `Request.download` made, by name; tensors on the CPU.
+
+    Args:
+        lazy: map the file into memory: tensors are read when they are used.
+        trust: load whatever type is named, running the code that this means.
+
+    Raises:
+        UntrustedResult: it names a type that is not loaded without `trust`.
+        DownloadFailed: it is no such file.
+        FileNotFoundError: it is not there.
+    """
+    return load(Path(path).expanduser(), lazy=lazy, trust=trust)
+
+
 def _no_script(opened: Path | io.BytesIO) -> None:
     """Refuse a TorchScript archive, which torch.load would hand to another loader."""
     with zipfile.ZipFile(opened) as archive:

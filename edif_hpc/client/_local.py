@@ -1,6 +1,7 @@
 """Where the service is and which key opens it, when nobody says: the environment, else the home on this machine.
 
-It knows of nnsight only the one line of its configuration file that holds a key, so that finding a request again needs
+Settings are imported where a home is looked at: a client of a service elsewhere needs no such libraries. This module
+knows of nnsight only the one line of its configuration file that holds a key, so that finding a request again needs
 no torch.
 """
 
@@ -10,13 +11,15 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edif_hpc.core.endpoints import OWNER_KEY
 from edif_hpc.core.errors import EdifError
 from edif_hpc.core.home import Home, read_secret
-from edif_hpc.core.settings import Settings, load
 
 from ._errors import NotConnected
+
+if TYPE_CHECKING:
+    from edif_hpc.core.settings import Settings
 
 SAVED_KEY = re.compile(r"^\s+APIKEY:\s*['\"]?([^\s'\"#]+)", re.MULTILINE)
 """In the YAML that nnsight.login() writes."""
@@ -48,6 +51,8 @@ def api_key(url: str, given: str | None = None) -> str:
     found = given or os.environ.get("NDIF_API_KEY") or _saved_key()
     if found:
         return found
+    from edif_hpc.core.endpoints import OWNER_KEY
+
     try:
         if url == _home_url():
             return read_secret(Home.locate().secrets / OWNER_KEY)
@@ -73,6 +78,8 @@ def hub_cache(url: str) -> Path | None:
 
 
 def _home() -> tuple[Home, Settings]:
+    from edif_hpc.core.settings import load
+
     home = Home.locate()
     home.check()
     try:

@@ -159,7 +159,7 @@ class Request:
             return self._result(progress, timeout, lazy=lazy, trust=trust)
 
     def download(self, path: str | Path) -> Path:
-        """Read the result into a file of your own, as torch.save wrote it; resumes what an earlier call left beside it.
+        """Read the result into a file of your own, for `edif_hpc.load`; resumes what an earlier call left beside it.
 
         Raises:
             As `result`.

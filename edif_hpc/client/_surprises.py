@@ -5,8 +5,9 @@ skipped, or an error comes after an hour of waiting. Each check reads the block'
 runs anything. They are warnings because they guess: `warnings.filterwarnings("ignore",
 category=edif_hpc.SurpriseWarning)` silences them.
 
-Two known surprises have no check. A body on the line of the traced `with` itself is refused by nnsight before this is
-reached, and a saved slice does not ship its whole storage, since the service compacts it.
+Two known surprises have no check. A body on the line of its `with` is refused by nnsight before this is reached where
+the `with` is the outermost, and packing moves inner ones to lines of their own. A saved slice does not ship its whole
+storage, since the service compacts it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from ._warning import SurpriseWarning
 CONTAINERS = (list, dict, set, collections.deque)
 FILLING = frozenset({"append", "extend", "insert", "add", "update", "setdefault", "appendleft", "extendleft"})
 GENERATING = frozenset({"generate", "pipe"})
-TRACED = frozenset({"trace", "generate", "pipe", "invoke", "session", "backward", "scan", "edit"})
 CACHE_READS = frozenset({"keys", "output", "inputs", "input"})
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 PLAIN = (torch.Tensor, str, bytes, int, float, complex, bool, type(None))
@@ -47,9 +47,6 @@ WALKED = (
 )
 NO_GRADIENTS = (
     "There are no gradients inside generate, and backward will raise: take them in a trace over the finished tokens."
-)
-ONE_LINE = (
-    "The body of this `with` stands on its own line and will be refused on the service: begin it on the next line."
 )
 
 Found = tuple[int, str]
@@ -70,7 +67,7 @@ def look(tracer: Tracer) -> list[Found]:
     """The surprises of a captured block, in the order of their lines."""
     frame, body = tracer.info.frame, tracer.node.body
     names = {**frame.f_globals, **frame.f_locals}
-    found = [*_filled_outside(body, names), *_after_endless(body), *_one_liners(body), *_gradients(tracer)]
+    found = [*_filled_outside(body, names), *_after_endless(body), *_gradients(tracer)]
     found += _cache_walked(tracer)
     return sorted(dict.fromkeys(found))
 
@@ -176,7 +173,7 @@ def _is_cache(value: ast.expr) -> bool:
     return isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "cache"
 
 
-# -- 4 and 5: gradients while generating, and bodies of one line -------------------------------------------------------
+# -- 4: gradients while generating -------------------------------------------------------------------------------------
 
 
 def _gradients(tracer: Tracer) -> Iterator[Found]:
@@ -190,12 +187,6 @@ def _gradients(tracer: Tracer) -> Iterator[Found]:
         for node in _nodes(block):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward":
                 yield node.lineno, NO_GRADIENTS
-
-
-def _one_liners(body: list[ast.stmt]) -> Iterator[Found]:
-    for node in _nodes(body):
-        if isinstance(node, ast.With) and node.body[0].lineno == node.lineno and _called(node) & TRACED:
-            yield node.lineno, ONE_LINE
 
 
 def _called(node: ast.With) -> set[str]:

@@ -7,8 +7,8 @@ It passes bytes between a client and one server and can, at any time and for all
 - go silent: keep connections open and pass nothing on (a laptop that slept, a firewall that forgot);
 - cut the answer of one connection after so many bytes, or flip a bit in it.
 
-It counts what it passed on. It runs in a thread with a loop of its own, so tests may be sync or async. What it must not know:
-what the bytes mean.
+It counts what it passed on. It runs in a thread with a loop of its own, so tests may be sync or async. What it must
+not know: what the bytes mean.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Proxy:
         writer: asyncio.StreamWriter,
         count: Callable[[bytes], Awaitable[bytes]],
     ) -> None:
-        """One way of a connection, until its end; what comes is held back for the delay in the order in which it came."""
+        """One way of a connection, until its end; what comes is held back for the delay, in its order."""
         held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
 
         async def read() -> None:
