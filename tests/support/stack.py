@@ -92,17 +92,18 @@ def passable(path: Path) -> None:
             parent.chmod(mode | 0o011)
 
 
-def prepared(home: Path, cache: Path, settings: str = "", *, as_ordinary_user: bool = True) -> Stack:
+def prepared(home: Path, cache: Path, settings: str = "", *, gateway: str = "", as_ordinary_user: bool = True) -> Stack:
     """A home ready for `up`, on `cache` (a hub cache directory), owned by whom the service will run as.
 
-    `settings` is TOML; what comes before its first section belongs to `[models]`.
+    `settings` is TOML; what comes before its first section belongs to `[models]`. `gateway` is what belongs to
+    `[gateway]`, which has a port already.
     """
     # On AMD /dev/kfd is open to a group that this uid is not in.
     uid = ordinary_uid() if as_ordinary_user and device.on_cpu() else None
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     port = free_port()
     (home / "edif-hpc.toml").write_text(
-        f'[gateway]\nport = {port}\n[models]\ncache = "{cache}"\n{device.settings(settings)}'
+        f'[gateway]\nport = {port}\n{gateway}\n[models]\ncache = "{cache}"\n{device.settings(settings)}'
     )
     if uid is not None:
         for path in (home, *home.rglob("*")):
@@ -114,10 +115,16 @@ def prepared(home: Path, cache: Path, settings: str = "", *, as_ordinary_user: b
 
 @contextmanager
 def running(
-    home: Path, cache: Path, isolation: str = "locked", settings: str = "", *, as_ordinary_user: bool = True
+    home: Path,
+    cache: Path,
+    isolation: str = "locked",
+    settings: str = "",
+    *,
+    gateway: str = "",
+    as_ordinary_user: bool = True,
 ) -> Iterator[Stack]:
     """Start a service in a home of its own, stop it at the end, whatever happened; see `prepared`."""
-    stack = prepared(home, cache, settings, as_ordinary_user=as_ordinary_user)
+    stack = prepared(home, cache, settings, gateway=gateway, as_ordinary_user=as_ordinary_user)
     try:
         stack.cli("up", "--detach", "--isolation", isolation)
         stack.key = stack.json("keys", "create", "tester")["key"]

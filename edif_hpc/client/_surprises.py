@@ -1,0 +1,282 @@
+"""What surprises users of remote blocks, said before the request waits in a queue for it.
+
+The block runs elsewhere, on copies. What follows from that, Python does not tell: values come back empty, code is
+skipped, or an error comes after an hour of waiting. Each check reads the block's source and the names it uses; none
+runs anything. They are warnings because they guess: `warnings.filterwarnings("ignore",
+category=edif_hpc.SurpriseWarning)` silences them.
+
+Two known surprises have no check. A body on the line of its `with` is refused by nnsight before this is reached where
+the `with` is the outermost, and packing moves inner ones to lines of their own. A saved slice does not ship its whole
+storage, since the service compacts it.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import itertools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from nnsight.intervention.envoy import Envoy
+from nnsight.tracing.tracer import Tracer
+
+from ._warning import SurpriseWarning
+
+CONTAINERS = (list, dict, set, collections.deque)
+FILLING = frozenset({"append", "extend", "insert", "add", "update", "setdefault", "appendleft", "extendleft"})
+GENERATING = frozenset({"generate", "pipe"})
+CACHE_READS = frozenset({"keys", "output", "inputs", "input"})
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+PLAIN = (torch.Tensor, str, bytes, int, float, complex, bool, type(None))
+
+FILLED = (
+    "{name!r} is made outside the block and filled inside it: the service fills a copy, and yours stays as it is; make "
+    "it inside the block and save it."
+)
+NEVER = (
+    "This line never runs: the loop before it goes over all steps without an end; give it one, as tracer.iter[:8], or "
+    "move this line into a block of its own."
+)
+WALKED = (
+    "A cache that came back from the service has no model to walk through: read it by path, as "
+    '{name}["model.transformer.h.0"].output; {name}.keys() lists the paths.'
+)
+NO_GRADIENTS = (
+    "There are no gradients inside generate, and backward will raise: take them in a trace over the finished tokens."
+)
+
+Found = tuple[int, str]
+"""A line of the user's file, and a sentence."""
+
+
+def warn(tracer: Tracer) -> None:
+    """Warn of each surprise in a captured block, at the user's own line."""
+    frame = tracer.info.frame
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    for line, sentence in look(tracer):
+        warnings.warn_explicit(
+            sentence, SurpriseWarning, frame.f_code.co_filename, line, frame.f_globals.get("__name__"), registry
+        )
+
+
+def look(tracer: Tracer) -> list[Found]:
+    """The surprises of a captured block, in the order of their lines."""
+    frame, body = tracer.info.frame, tracer.node.body
+    names = {**frame.f_globals, **frame.f_locals}
+    found = [*_filled_outside(body, names), *_after_endless(body), *_gradients(tracer)]
+    found += _cache_walked(tracer)
+    return sorted(dict.fromkeys(found))
+
+
+# -- 1: made outside, filled inside ------------------------------------------------------------------------------------
+
+
+def _filled_outside(body: list[ast.stmt], names: dict[str, Any]) -> Iterator[Found]:
+    bound, saved = _bound(body), _saved(body)
+    told: set[str] = set()
+    for node in _nodes(body):
+        name, line = _filled(node)
+        if not name or name in bound | saved | told or name not in names:
+            continue
+        value = names[name]
+        attribute = isinstance(node, ast.Attribute) and not isinstance(value, (Envoy, Tracer, *PLAIN))
+        if isinstance(value, CONTAINERS) or (attribute and not isinstance(value, type(warnings))):
+            told.add(name)
+            yield line, FILLED.format(name=name)
+
+
+def _filled(node: ast.AST) -> tuple[str, int]:
+    """The name that a node fills, by a method, an item or an attribute; "" for none."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FILLING:
+        return (node.func.value.id, node.lineno) if isinstance(node.func.value, ast.Name) else ("", 0)
+    if isinstance(node, (ast.Subscript, ast.Attribute)) and isinstance(node.ctx, (ast.Store, ast.Del)):
+        return (node.value.id, node.lineno) if isinstance(node.value, ast.Name) else ("", 0)
+    return "", 0
+
+
+# -- 2: after a loop without an end ------------------------------------------------------------------------------------
+
+
+def _after_endless(body: list[ast.stmt]) -> Iterator[Found]:
+    """The first statement that follows an unbounded loop over a tracer's steps, in its own list or in one around it."""
+    for statement, following in itertools.zip_longest(body, body[1:]):
+        for inner in [] if _endless(statement) else _lists(statement):
+            yield from _after_endless(inner)
+        if _runs_on(statement):
+            if following is not None:
+                yield following.lineno, NEVER
+            return
+
+
+def _runs_on(statement: ast.stmt) -> bool:
+    """Whether nothing behind this statement is reached. What follows an invoke is another one's."""
+    if isinstance(statement, (ast.With, ast.FunctionDef)):
+        return False
+    return _endless(statement) or any(_runs_on(inner) for inners in _lists(statement) for inner in inners)
+
+
+def _endless(statement: ast.stmt) -> bool:
+    """`for … in X.iter[…:]` without an end, or `in X.all()`."""
+    if not isinstance(statement, ast.For):
+        return False
+    over = statement.iter
+    if isinstance(over, ast.Subscript) and isinstance(over.value, ast.Attribute) and over.value.attr == "iter":
+        return isinstance(over.slice, ast.Slice) and over.slice.upper is None
+    return (
+        isinstance(over, ast.Call)
+        and isinstance(over.func, ast.Attribute)
+        and over.func.attr == "all"
+        and not over.args
+    )
+
+
+# -- 3: a returned cache -----------------------------------------------------------------------------------------------
+
+
+def _cache_walked(tracer: Tracer) -> Iterator[Found]:
+    """Reads of a cache after the block that walk through the model, which a cache that came back has no more."""
+    caches = {
+        target.id
+        for node in _nodes(tracer.node.body)
+        if isinstance(node, ast.Assign) and _is_cache(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if not caches:
+        return
+    try:
+        tree = ast.parse(Tracer.source(tracer.info.frame.f_code.co_filename))
+    except SyntaxError:
+        return
+    end = tracer.node.end_lineno or tracer.node.lineno
+    for node in _scope_nodes(_scope(tree, end)):
+        if not isinstance(node, (ast.Attribute, ast.Subscript)) or node.lineno <= end:
+            continue
+        if not isinstance(node.value, ast.Name) or node.value.id not in caches:
+            continue
+        walks = isinstance(node, ast.Attribute) and node.attr not in CACHE_READS
+        walks |= (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.slice, ast.Constant)
+            and isinstance(node.slice.value, int)
+        )
+        if walks:
+            yield node.lineno, WALKED.format(name=node.value.id)
+            return
+
+
+def _is_cache(value: ast.expr) -> bool:
+    return isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "cache"
+
+
+# -- 4: gradients while generating -------------------------------------------------------------------------------------
+
+
+def _gradients(tracer: Tracer) -> Iterator[Found]:
+    called = getattr(tracer, "fn", None)
+    generating = getattr(called, "__name__", called) in GENERATING
+    blocks = [tracer.node.body] if generating else []
+    for node in _nodes(tracer.node.body):
+        if isinstance(node, ast.With) and _called(node) & GENERATING:
+            blocks.append(node.body)
+    for block in blocks:
+        for node in _nodes(block):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward":
+                yield node.lineno, NO_GRADIENTS
+
+
+def _called(node: ast.With) -> set[str]:
+    """The methods that a `with` enters, by name."""
+    calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+    return {call.func.attr for call in calls if isinstance(call.func, ast.Attribute)}
+
+
+# -- 6: a tracer that is left over -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def without_dead_tracers(tracer: Tracer) -> Iterator[None]:
+    """Hide from the packing what earlier blocks left: a tracer without its frame, under a name that this block binds
+    anew.
+
+    nnsight packs every name that the block reads, this one too, and fails on it. The frame gets it back.
+    """
+    frame = tracer.info.frame
+    bound = _bound(tracer.node.body)
+    dead = {name: value for name, value in frame.f_locals.items() if name in bound and _is_dead(value)}
+    dead_globals = {name: value for name, value in frame.f_globals.items() if name in bound and _is_dead(value)}
+    if not dead and not dead_globals:
+        yield
+        return
+    kept = tracer.info
+    tracer.info = type(kept)(_Without(frame, dead, dead_globals), kept.code)
+    try:
+        yield
+    finally:
+        tracer.info = kept
+
+
+class _Without:
+    """A frame without some names, as far as packing looks at one."""
+
+    def __init__(self, frame: Any, dead: dict[str, Any], dead_globals: dict[str, Any]) -> None:
+        self.f_code = frame.f_code
+        self.f_locals = {name: value for name, value in frame.f_locals.items() if name not in dead}
+        self.f_globals = {name: value for name, value in frame.f_globals.items() if name not in dead_globals}
+
+
+def _is_dead(value: Any) -> bool:
+    return isinstance(value, Tracer) and value.info is not None and value.info.frame is None
+
+
+# -- reading source ----------------------------------------------------------------------------------------------------
+
+
+def _nodes(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    for statement in body:
+        yield from ast.walk(statement)
+
+
+def _scope(tree: ast.AST, line: int) -> ast.AST:
+    """The innermost function around a line, else the whole."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+    around = [node for node in functions if node.lineno <= line <= (node.end_lineno or 0)]
+    return max(around, key=lambda node: node.lineno, default=tree)
+
+
+def _scope_nodes(scope: ast.AST) -> Iterator[ast.AST]:
+    """What belongs to a scope itself, and not to a function inside it."""
+    for child in ast.iter_child_nodes(scope):
+        if not isinstance(child, FUNCTIONS):
+            yield child
+            yield from _scope_nodes(child)
+
+
+def _lists(statement: ast.stmt) -> list[list[ast.stmt]]:
+    """The lists of statements inside one."""
+    found = [getattr(statement, name, []) for name in ("body", "orelse", "finalbody")]
+    return [inner for inner in found if inner and isinstance(inner[0], ast.stmt)]
+
+
+def _bound(body: list[ast.stmt]) -> set[str]:
+    """Names that the block binds itself."""
+    return {node.id for node in _nodes(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _saved(body: list[ast.stmt]) -> set[str]:
+    """Names that the block saves: `name.save()`, `save(name)`, `nnsight.save(name)`."""
+    saved = set()
+    for node in _nodes(body):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        if isinstance(function, ast.Attribute) and function.attr == "save" and isinstance(function.value, ast.Name):
+            saved.add(function.value.id)
+        named = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        if named == "save":
+            saved |= {value.id for value in node.args if isinstance(value, ast.Name)}
+    return saved
