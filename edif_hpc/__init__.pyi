@@ -69,6 +69,8 @@ from .client import (
 )
 from .client import (
     get as get,
+)
+from .client import (
     load as load,
 )
 from .client import (
