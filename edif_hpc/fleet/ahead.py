@@ -38,7 +38,7 @@ def missing(pool: Pool) -> bool:
 
 
 def refuse_silent_servers(home: Home, settings: Settings) -> None:
-    """Raise ComponentError when an external Redis or store does not let us in: what cannot accept anything is not up."""
+    """Raise ComponentError when an external Redis or store does not let us in: without them nothing is up."""
     if settings.redis.url:
         endpoint = redis_endpoint(home, settings)
         try:
