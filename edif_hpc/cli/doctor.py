@@ -89,20 +89,8 @@ def examine(home: Home) -> Iterator[Finding]:
         yield Finding("home", "failed", str(error))
         return
     yield Finding("home", "ok", str(home.root) if home.root.exists() else f"{home.root} (made by the first `up`)")
-    looks = (
-        _binaries,
-        _accelerator,
-        _isolation,
-        _ranks,
-        _images,
-        _network,
-        _components,
-        _redis,
-        _store,
-        _gateway,
-        _disk,
-    )
-    for check in looks:
+    machine, servers = (_binaries, _accelerator, _isolation, _ranks, _images, _network), (_components, _redis, _store)
+    for check in (*machine, *servers, _gateway, _disk):
         yield from _guarded(check, home, settings)
 
 

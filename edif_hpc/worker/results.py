@@ -110,13 +110,8 @@ class _Coding(io.RawIOBase):
 
 
 def _save_planes(saved: dict[str, Any], target: _Bounded, threads: int) -> None:
-<<<<<<< HEAD
-    """Seconds on one thread, torch's part included, beside the zstd frame: 37 MB of bf16 hidden states 0.09 and 0.12,
-    140 MB of float32 0.23 and 0.37; and 100 MB of them in memory less."""
-=======
     """Seconds on one thread, torch's part included, and those of a zstd frame: 37 MB of bf16 hidden states 0.09 and
     0.12, 140 MB of float32 0.23 and 0.37. No copy of what is saved is made beside some blocks."""
->>>>>>> c-transport
     target.write(planes.header(0))  # how much there will be, torch says by writing it
     encoder = planes.Encoder(target.write, threads)
     try:

@@ -18,14 +18,8 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 4 * 1024 * 1024
 """Between 1 and 8 MiB ratios are the same; of 2 MiB the sample takes a seventh of the time, of this a tenth."""
 WINDOW_LOG, HASH_LOG, MIN_MATCH = 17, 8, 7
-<<<<<<< HEAD
-"""zstd's fast strategy with a table that fits the first cache. All planes of bf16 hidden states, coded so, shrink by
-1.47 at 635 MB/s; at level 1 by 1.47 at 318, at level 3 by 1.42 at 195, at level -1, which has no Huffman codes, by
-1.17."""
-=======
 """zstd's fast strategy with a table that fits the first cache. All planes of bf16 hidden states shrink by 1.47 at
 635 MB/s; at level 1 by 1.47 at 318, at level 3 by 1.42 at 195, at level -1, which has no Huffman codes, by 1.17."""
->>>>>>> c-transport
 PLAIN_LEVEL = 1
 """For blocks that have no planes, such as text."""
 SMALL_BYTES = 16 * 1024
