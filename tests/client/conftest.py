@@ -43,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Stack]:
     models.offline_client(cache)
-    with running(tmp_path_factory.mktemp("client") / "home", cache, "none", SETTINGS, gateway=GATEWAY) as found:
+    with running(tmp_path_factory.mktemp("client") / "home", cache, "process", SETTINGS, gateway=GATEWAY) as found:
         yield found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -72,6 +73,17 @@ def test_connect_says_what_is_wrong(stack: Stack) -> None:
     assert (refused.value.code, refused.value.http_status) == ("key_required", 401)
     with pytest.raises(edif_hpc.NotConnected, match="starts with http"):
         edif_hpc.connect("ftp://somewhere", "edif_key")
+
+
+def test_on_the_services_own_machine_nothing_need_be_said(stack: Stack) -> None:
+    """Neither address nor key; as whom the service runs, who alone may look into its home."""
+    identity: dict[str, Any] = {"user": stack.uid, "group": stack.uid, "extra_groups": []} if stack.uid else {}
+    script = "import edif_hpc; edif_hpc.requests(); print(edif_hpc.client._connection.current())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=stack.environment(EDIF_HPC_HOME=str(stack.home)), cwd="/",
+        capture_output=True, text=True, timeout=60, **identity,
+    )  # fmt: skip
+    assert done.stdout == f"<edif_hpc connection to {stack.url}>\n", done.stderr
 
 
 def test_a_handle(gpt2: Any) -> None:

@@ -70,6 +70,11 @@ class Proxy:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return len(self._links)
+
     def cut_after(self, *down_bytes: int) -> None:
         """Reset the next connections to carry so many bytes to the client, one for each number, once they did."""
         self._cuts.extend(down_bytes)
