@@ -34,6 +34,7 @@ upload_seconds = {upload_seconds}
 spool_bytes = {spool_bytes}
 [limits]
 inline_bytes = 65536
+{more}
 [fleet]
 workers = 0
 [store]
@@ -48,13 +49,15 @@ PATIENCE = 120.0
 
 
 @contextmanager
-def service(home: Path, cache: Path, store: S3Process, level: str = "process", **settings: float) -> Iterator[Stack]:
-    """A service on a store of the tests' own; no worker runs yet."""
+def service(
+    home: Path, cache: Path, store: S3Process, level: str = "process", more: str = "", **settings: float
+) -> Iterator[Stack]:
+    """A service on a store of the tests' own; no worker runs yet. `more`: lines of `[limits]`."""
     home.mkdir(mode=0o700)
     credentials = home / "s3-credentials"
     credentials.write_text(f"{store.endpoint.access_key}\n{store.endpoint.secret_key}")
     credentials.chmod(0o600)
-    values = {"heartbeat": HEARTBEAT, "upload_seconds": 120, "spool_bytes": 64 * MIB, **settings}
+    values = {"heartbeat": HEARTBEAT, "upload_seconds": 120, "spool_bytes": 64 * MIB, "more": more, **settings}
     text = SETTINGS.format(endpoint=store.endpoint.endpoint, credentials=credentials, **values)
     with running(home, cache, level, text) as stack:
         yield stack
@@ -162,7 +165,7 @@ def reached(stack: Stack, request_id: str, *statuses: str, seconds: float = PATI
         found = shown(stack, request_id)
         return found if found["status"] in statuses else None
 
-    return _eventually(stack, there, seconds, f"{request_id} being {' or '.join(statuses)}")
+    return soon(stack, there, seconds, f"{request_id} being {' or '.join(statuses)}")
 
 
 def completed(stack: Stack, request_id: str, seconds: float = PATIENCE) -> Any:
@@ -180,10 +183,11 @@ def process_of(stack: Stack, request_id: str, attempt: int = 1) -> int:
         found = lines(stack, request_id)
         return found if len(found) >= attempt else None
 
-    return int(_eventually(stack, said, PATIENCE, f"{request_id} printing its process")[attempt - 1])
+    return int(soon(stack, said, PATIENCE, f"{request_id} printing its process")[attempt - 1])
 
 
-def _eventually(stack: Stack, condition: Callable[[], Any], seconds: float, what: str) -> Any:
+def soon(stack: Stack, condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Poll until the condition is true; fails with the ends of all logs."""
     try:
         return eventually(condition, seconds, what)
     except AssertionError as error:
