@@ -271,9 +271,6 @@ def _redis(home: Home, settings: Settings) -> Iterator[Finding]:
             "set maxmemory-policy noeviction there",
         )  # fmt: skip
     yield _persistence(info, saves)
-    if settings.redis.url and not info.get("aof_enabled"):
-        advice = "set appendonly yes there: without it, a restart of Redis forgets requests that were accepted"
-        yield Finding("redis", "warning", "it keeps no append-only file", advice)
     if settings.redis.url.startswith("redis://") and any(pool.launcher == "slurm" for pool in settings.pool):
         advice = "use rediss:// where others share the network: passwords and payloads travel in plain text"
         yield Finding("redis", "warning", "workers reach it without TLS", advice)

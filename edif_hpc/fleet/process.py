@@ -25,6 +25,7 @@ from edif_hpc.core.home import Home
 
 LOG_BYTES = 16 * 1024 * 1024
 LOG_FILES = 3
+OLD_LOG_SECONDS = 7 * 86400.0
 POLL_SECONDS = 0.05
 """Between two looks at a process that was told to end: it may be nobody's child here, so no wait would wake."""
 PRIVATE_UMASK = 0o077
@@ -186,6 +187,15 @@ def rotate(log: Path, limit: int = LOG_BYTES) -> None:
             older.replace(log.with_name(f"{log.name}.{number + 1}"))
     shutil.copy(log, log.with_name(f"{log.name}.1"))
     os.truncate(log, 0)
+
+
+def remove_old_logs(home: Home) -> None:
+    """Remove what workers wrote that ended long ago: each has a log of its own, and there is no end to workers."""
+    for log in home.logs.glob("worker-*.log*"):
+        with contextlib.suppress(FileNotFoundError):
+            old = time.time() - log.stat().st_mtime > OLD_LOG_SECONDS
+            if old and not living(home, log.name.partition(".log")[0]):
+                log.unlink()
 
 
 def last_words(home: Home, name: str, lines: int = 1) -> str:

@@ -126,6 +126,7 @@ class Supervisor:
                 rotated = time.monotonic()
                 for log in self.home.logs.glob("*.log"):
                     process.rotate(log)
+                process.remove_old_logs(self.home)
 
     def _deleted(self) -> bool:
         """Whether the home is gone for good; another one at the same path is not ours. Else note what lives in it."""

@@ -88,30 +88,49 @@ def redis_server(folder: Path) -> Iterator[RedisEndpoint]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def s3_server(folder: Path) -> Iterator[StoreEndpoint]:
-    """One SeaweedFS with a bucket, as the product starts it, killed at the end."""
-    home, settings = Home(folder).create(), Settings()
-    log = (folder / "store.log").open("w")
-    process = subprocess.Popen(
-        store_command(home, settings), cwd=home.store, env=store_environment(home), stdout=log, stderr=log
-    )
-    endpoint = store_endpoint(home, settings)
+class S3Process:
+    """One SeaweedFS with a bucket, as the product starts it, that can be killed and started again on its port."""
 
-    def answers() -> bool:
-        assert process.poll() is None, (folder / "store.log").read_text()[-3000:]
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home, self.settings = Home(folder).create(), Settings()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> StoreEndpoint:
+        return store_endpoint(self.home, self.settings)
+
+    def start(self) -> None:
+        with (self.folder / "store.log").open("a") as log:
+            self.process = subprocess.Popen(
+                store_command(self.home, self.settings), cwd=self.home.store, env=store_environment(self.home),
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        eventually(self._answers, 60.0, "the object store answering")
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.folder / "store.log").read_text()[-3000:]
         try:
-            Store(endpoint).ensure_bucket()
+            Store(self.endpoint).ensure_bucket()
         except Unavailable:
             return False
         return True
 
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            remove_sockets(embedded_ports(self.home))
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[StoreEndpoint]:
+    """One SeaweedFS with a bucket, as the product starts it, killed at the end."""
+    store = S3Process(folder)
     try:
-        eventually(answers, 60.0, "the object store answering")
-        yield endpoint
+        store.start()
+        yield store.endpoint
     finally:
-        process.kill()
-        process.wait()
-        remove_sockets(embedded_ports(home))
-        log.close()
+        store.kill()
         shutil.rmtree(folder, ignore_errors=True)
