@@ -170,7 +170,7 @@ class Fleet:
         waiting = {**dict.fromkeys(await self._wanted(workers), 0), **await self.queue.waiting()}
         waited = await self.queue.oldest()
         targets = [_target(key, count, waited.get(key, 0.0)) for key, count in waiting.items()]
-        await self._halt()
+        await self._halt(workers)
         self._asked = await asked(self.redis)
         pools = await asyncio.to_thread(self._pools)
         decision = decide(targets, workers, pools, time.time())
@@ -223,7 +223,7 @@ class Fleet:
             )
         return pools
 
-    async def _halt(self) -> None:
+    async def _halt(self, workers: Sequence[WorkerRecord]) -> None:
         """Obey the admin who stopped or resumed pools."""
         halted = await stopped(self.redis)
         self._halted = halted | await held(self.redis)
@@ -232,6 +232,10 @@ class Fleet:
                 self.health[name].deaths = 0
         for name in halted & self.launchers.keys():
             self._halts.begin(name, self._take_back)
+        for worker in workers:
+            # One that was not registered when its pool was stopped, since Redis was away, has not heard of it.
+            if worker.pool in halted and worker.state == "serving":
+                await self.registry.command(worker.worker_id, "drain")
 
     async def _take_back(self, name: str) -> None:
         try:

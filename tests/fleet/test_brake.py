@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edif_hpc.core.endpoints import Role, redis_endpoint
+from edif_hpc.core.queue import keys
+from edif_hpc.fleet.brake import STOPPED
 from tests.support.servers import eventually
 from tests.support.stack import Stack, running
+
+from .reaching import of
 
 pytestmark = pytest.mark.xdist_group("brake")
 
@@ -49,6 +56,22 @@ def test_a_stopped_pool_says_so_and_starts_again_when_told(service: Stack) -> No
     service.cli("pool", "start", "desk")
     eventually(lambda: service.json("pool", "list")[0]["workers"], 60, "a worker")
     eventually(lambda: not service.json("status")["notices"], 30, "silence about it")
+
+
+def test_a_worker_that_nobody_told_hears_that_its_pool_was_stopped(service: Stack) -> None:
+    """It was not registered then, since Redis was away."""
+    if not workers(service):
+        service.cli("pool", "start", "desk")
+    eventually(lambda: service.json("pool", "list")[0]["workers"], 60, "a worker")
+    asyncio.run(_stop_past_its_workers(service))
+    eventually(lambda: not workers(service), 60, "its end")
+    service.cli("pool", "resume", "desk")
+
+
+async def _stop_past_its_workers(service: Stack) -> None:
+    async with of(service, redis_endpoint, Role.GATEWAY).client() as redis:
+        seen: Any = redis
+        await seen.hset(keys.POOLS, "desk", STOPPED)
 
 
 def test_an_unknown_pool_is_refused_with_those_there_are(service: Stack) -> None:
