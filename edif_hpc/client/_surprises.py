@@ -150,7 +150,7 @@ def _cache_walked(tracer: Tracer) -> Iterator[Found]:
         return
     try:
         tree = ast.parse(Tracer.source(tracer.info.frame.f_code.co_filename))
-    except SyntaxError:
+    except (SyntaxError, SystemError):  # the latter from CPython 3.11, when greenlets are collected meanwhile
         return
     end = tracer.node.end_lineno or tracer.node.lineno
     for node in _scope_nodes(_scope(tree, end)):

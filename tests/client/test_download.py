@@ -55,6 +55,7 @@ def size_of(request_id: str) -> int:
 def test_a_cut_download_reads_on_where_it_stopped(proxy: Proxy, large: str, shelf: Path) -> None:
     size = size_of(large)
     before = proxy.counters.down_bytes
+    proxy.bytes_per_second = 20e6  # so that little waits in sockets, where a reset loses it
     proxy.cut_after(1_000_000, 3_000_000, 5_000_000)
     found = edif_hpc.get(large).result()["found"]
     assert torch.equal(found, noise(NUMBERS))
@@ -74,13 +75,14 @@ def test_another_process_reads_only_what_is_missing(
     def whole() -> int:
         return int(json.loads(state.read_text())["whole"], 16).bit_count() if state.exists() else 0
 
+    ours = proxy.open
     with child(script, url=proxy.url) as downloading:
         eventually(whole, 60, "a whole part")
         downloading.kill()
         downloading.wait()
     parts = whole()
     proxy.bytes_per_second = 0
-    eventually(lambda: proxy.open == 0, 30, "the end of what was on its way")
+    eventually(lambda: proxy.open <= ours, 30, "the end of what was on its way")
     size, before = size_of(large), proxy.counters.down_bytes
     assert part.stat().st_size == size
     assert edif_hpc.get(large).download(target) == target
@@ -131,6 +133,13 @@ def test_an_expired_link_is_renewed(stack: Stack, large: str, tmp_path: Path) ->
         slow.cut_after(*[4_000_000] * 4)  # what is asked for after that needs a link that is still good
         edif_hpc.get(large).download(tmp_path / "found.pt")
     assert torch.equal(edif_hpc.load(tmp_path / "found.pt", lazy=True)["found"], noise(NUMBERS))
+
+
+def test_a_bit_flipped_on_the_way_is_noticed(proxy: Proxy, large: str) -> None:
+    if not edif_hpc.get(large).record().get("transfer"):
+        pytest.skip("this service gives no checksums yet")
+    proxy.flip_at(3_000_000)
+    assert torch.equal(edif_hpc.get(large).result()["found"], noise(NUMBERS))
 
 
 # -- what only a stand-in does on demand -------------------------------------------------------------------------------

@@ -138,8 +138,9 @@ class Proxy:
         held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
 
         async def read() -> None:
-            while data := await reader.read(CHUNK):
-                await held.put((time.monotonic() + self.delay_seconds, data))
+            with contextlib.suppress(OSError):  # a reset is an end as well
+                while data := await reader.read(CHUNK):
+                    await held.put((time.monotonic() + self.delay_seconds, data))
             await held.put((time.monotonic() + self.delay_seconds, b""))
 
         reading = asyncio.create_task(read())
