@@ -25,6 +25,8 @@ from edif_hpc.worker.contract import HostSpec, Verdict
 from edif_hpc.worker.ends import diverged_sentence, lost_rank_sentence
 from edif_hpc.worker.messages import Finished, host_spec_message
 
+IMPORT_SECONDS = 600.0
+"""For a rank to import its libraries, from a file system that may be slow."""
 GRACE_SECONDS = 5.0
 """Beyond the time that a collective takes to give up, for a rank to say so."""
 
@@ -102,7 +104,9 @@ class Group:
         Raises:
             HostError: naming the rank that could not, and why.
         """
-        self._await("joining")
+        joining = self._await("joining", time.monotonic() + IMPORT_SECONDS)
+        if silent := len(self._followers) - len(joining):
+            raise HostError(f"{silent} of {self._spec.ranks} ranks did not begin within {IMPORT_SECONDS:.0f} s.")
         try:
             runner, trouble = rank.bring_up(self._own, 0, self._meeting)
         except HostError:
