@@ -305,6 +305,7 @@ class Attempt:
 
     async def _undelivered(self, outcome: Outcome) -> None:
         """The result was not stored before this attempt had to end."""
+        outcome.verdict = Verdict.CANCELLED
         if self.lease_lost:
             raise LeaseLost(f"Request {self.claim.request_id} was taken from this worker.")
         if self.cancelled is not None:

@@ -93,11 +93,50 @@ def test_every_key_of_an_ended_request_expires_and_nothing_else_is_left(endpoint
         await queue.withdraw("withdrawn", "ann", "Cancelled.")
         await submit(queue, "taken")
         await queue.finish(await claimed(queue), Status.ERROR, "no", run_seconds=1)
+        assert await queue.payload("taken") == b"payload"  # for another try
+        assert await queue.payload("done") is None
+        await submit(queue, "dead", "bob")
+        for _ in range(3):
+            await queue.release(await claimed(queue), Release.LOSS, "it was lost")
+        assert await queue.dead() == ["dead"]
         permanent = {keys.COUNTERS}
         lasting = [key.decode() for key in await redis.keys("*") if await redis.pttl(key) == -1]
         assert set(lasting) <= permanent
 
     scenario(endpoint, story)
+
+
+def test_what_a_user_has_open_is_listed_as_long_as_it_waits(endpoint: RedisEndpoint) -> None:
+    """Also past the retention of what ended beside it."""
+
+    async def story(queue: Queue, redis: Redis) -> None:
+        await submit(queue, "waits", target="nobody's")
+        for number in range(30):
+            await submit(queue, f"r{number}")
+            await queue.finish(await claimed(queue), Status.COMPLETED, result=b"x", run_seconds=1)
+        deadline = asyncio.get_running_loop().time() + 10
+        while await redis.exists(keys.request("r29")) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        for number in range(3):
+            await submit(queue, f"later{number}")
+            await queue.finish(await claimed(queue), Status.COMPLETED, result=b"x", run_seconds=1)
+        listed = {name.decode() for name in await redis.zrange(keys.user("ann"), 0, -1)}
+        assert listed == {"waits", "later0", "later1", "later2"}
+
+    scenario(endpoint, story, retention_seconds=2)
+
+
+def test_the_events_of_a_request_are_bounded_and_its_end_is_kept(endpoint: RedisEndpoint) -> None:
+    async def story(queue: Queue, redis: Redis) -> None:
+        await submit(queue, "r1")
+        for number in range(2500):
+            await queue.note(["r1"], Status.PROVISIONING, f"news {number}")
+        await queue.withdraw("r1", "ann", "Cancelled.")
+        found = await statuses(redis, "r1")
+        assert len(found) < 2300
+        assert found[-1] is Status.ERROR
+
+    scenario(endpoint, story, log_lines=10)
 
 
 def test_the_same_submission_twice_is_one_request(endpoint: RedisEndpoint) -> None:
@@ -238,6 +277,9 @@ def test_waiting_too_long_ends_with_a_sentence(endpoint: RedisEndpoint) -> None:
         await asyncio.sleep(0.05)
         assert (await queue.sweep(LEASE, 1.0)).overdue == 1
         assert (await statuses(redis, "r1"))[-1] == Status.ERROR
+        described = await queue.describe("r1")
+        assert described is not None
+        assert described["description"] == "No worker took the request within 0 s; submit it again."
         assert await queue.waiting() == {}
 
     scenario(endpoint, story, queue_seconds=0.01)
@@ -279,6 +321,8 @@ def test_log_lines_have_a_limit_and_a_repeated_event_is_written_once(endpoint: R
             await queue.event(got, Step(n, Status.LOG, f"line {n}"))
             await queue.event(got, Step(n, Status.LOG, f"line {n}"))
         assert (await statuses(redis, "r1")).count(Status.LOG) == 4
+        last = (await Events(redis).read({"r1": "0-0"}))["r1"][-1]
+        assert last.description == "Further printed lines are dropped: the limit is 3."
 
     scenario(endpoint, story, log_lines=3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,15 @@ def test_results_wait_on_disk_up_to_the_limit_and_the_model_serves_on(stack: Sta
 
 
 @pytest.fixture
+def hanging(store: S3Process, stack: Stack) -> Iterator[S3Process]:
+    """A store that takes connections and answers nothing: uploads hang, and cannot be interrupted."""
+    assert store.process is not None
+    store.process.send_signal(signal.SIGSTOP)
+    yield store
+    store.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
 def impatient(tmp_path_factory: pytest.TempPathFactory, cache: Path, stack: Stack, store: S3Process) -> Iterator[Stack]:
     """A service of its own that gives results up soon."""
     home = tmp_path_factory.mktemp("impatient") / "home"
@@ -115,18 +125,18 @@ def test_a_result_that_is_never_stored_is_an_error_in_time(impatient: Stack, gpt
 
 
 def test_a_worker_whose_time_ends_gives_the_request_back_before_its_deadline(
-    stack: Stack, gpt2: Any, away: S3Process
+    stack: Stack, gpt2: Any, hanging: S3Process
 ) -> None:
-    deadline = time.time() + 75
+    deadline = time.time() + 60
     with worker(stack, "worker-a", "--deadline", str(deadline)) as ending:
         serves(stack, "worker-a")
         request_id = large(gpt2)
-        waits(stack, request_id)
+        reached(stack, request_id, "RUNNING")
         assert ending.wait(PATIENCE) == 0
         assert time.time() < deadline + 1
     released = [(text, at) for status, text, at in events(stack, request_id) if status == "QUEUED"][-1]
     assert released[0] == "Back in the queue: the object store was away when its worker had to end."
     assert released[1] < deadline
-    away.start()
+    hanging.process.send_signal(signal.SIGCONT)
     with worker(stack, "worker-b"):
         assert completed(stack, request_id)["attempt"] == 2
