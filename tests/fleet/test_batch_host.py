@@ -86,7 +86,7 @@ def test_the_fleet_counts(home: Home, redis: RedisEndpoint) -> None:
         eventually(lambda: total(redis) == {"squeue": 1}, 60.0, "the fleet's question")
     finally:
         fleet.terminate()
-        assert fleet.wait(20) == 0
+        assert fleet.wait(60) == 0
 
 
 def test_the_command_line_counts(home: Home, redis: RedisEndpoint) -> None:
