@@ -66,16 +66,9 @@ class Gateway:
     """The gateway's JSON endpoints."""
 
     def __init__(self, home: Home) -> None:
-        import httpx
-
         self.url = address(home)
         key = api_key(home, self.url)
-        self._client = httpx.Client(
-            base_url=self.url,
-            headers={"ndif-api-key": key} if key else {},
-            timeout=SECONDS,
-            trust_env=not _local(self.url),
-        )
+        self._headers = {"ndif-api-key": key} if key else {}
 
     def get(self, path: str, **query: Any) -> Any:
         return self._call("GET", path, query)
@@ -90,7 +83,10 @@ class Gateway:
         import httpx
 
         try:
-            answer = self._client.request(method, path, params=query)
+            with httpx.Client(
+                base_url=self.url, headers=self._headers, timeout=SECONDS, trust_env=not _local(self.url)
+            ) as client:
+                answer = client.request(method, path, params=query)
         except httpx.HTTPError as error:
             raise self.silent(error) from None
         if answer.is_error:

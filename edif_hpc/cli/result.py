@@ -37,6 +37,7 @@ PAUSE_SECONDS = 0.5
 CHUNK_BYTES = 1024 * 1024
 PARTIAL = 206
 ZSTD = b"\x28\xb5\x2f\xfd"
+FIRST_BYTES = 8
 COMPLETED, ERROR = "COMPLETED", "ERROR"
 
 Advance = Callable[[int], None]
@@ -55,6 +56,7 @@ def result(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
+    from edif_hpc.core import planes
     from edif_hpc.core.errors import SettingsError
     from edif_hpc.core.home import Home
 
@@ -69,8 +71,12 @@ def result(
         began = part.stat().st_size if part.exists() else 0
         with _progress(found["result_bytes"], began) as advance:
             _download(gateway, found["result"], part, found["result_bytes"], advance)
-        file = out or Path(f"{request}.pt{'.zst' if _is_zstd(part) else ''}")
-        part.replace(file)
+        first = _first_bytes(part)
+        file = out or Path(f"{request}.pt{'.zst' if first.startswith(ZSTD) else ''}")
+        if first == planes.MAGIC:
+            _unpack(part, file)
+        else:
+            part.replace(file)
     except OSError as error:
         raise SettingsError(
             f"{part.parent.absolute()} takes no file ({error.strerror}); choose another with --out."
@@ -122,7 +128,7 @@ def _download(gateway: Gateway, url: str, part: Path, size: int, advance: Advanc
                 raise Unavailable(
                     f"The download breaks off again and again ({error}); run the same command again."
                 ) from None
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS)  # before the next connection: the gateway may be starting
     if have > size:
         part.unlink()
         raise Unavailable(f"What came is {have} bytes and the result has {size}; run the same command again.")
@@ -139,9 +145,30 @@ def _append(answer: httpx.Response, part: Path, have: int, advance: Advance) -> 
             advance(len(chunk))
 
 
-def _is_zstd(file: Path) -> bool:
+def _first_bytes(file: Path) -> bytes:
+    """As many as tell how a result is packed."""
     with file.open("rb") as opened:
-        return opened.read(len(ZSTD)) == ZSTD
+        return opened.read(FIRST_BYTES)
+
+
+def _unpack(part: Path, file: Path) -> None:
+    """Byte planes, which our own client asks for, become the file that torch.save wrote."""
+    from edif_hpc.core import planes
+    from edif_hpc.core.errors import ComponentError, TransferError
+
+    draft = part.with_name(f"{part.name}.unpacked")
+    try:
+        planes.decode_file(part, draft, os.cpu_count() or 1)
+    except ImportError as error:
+        raise ComponentError(
+            f"This result is packed in byte planes, and there is no {error.name} here to unpack it: install "
+            "edif-hpc[client], then run the same command again."
+        ) from None
+    except TransferError:
+        part.unlink()  # whole and damaged: reading on would not mend it
+        raise
+    draft.replace(file)
+    part.unlink()
 
 
 @contextmanager

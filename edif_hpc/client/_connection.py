@@ -145,7 +145,7 @@ class Connection:
                     "the address is right."
                 )
             trouble(why)
-            time.sleep(pause)
+            time.sleep(pause)  # between two tries; nothing tells that the service is back
         raise AssertionError("pauses never end")
 
 

@@ -27,7 +27,7 @@ from ._errors import ClientError, CorruptPart, DownloadFailed, ResultExpired
 try:
     import fcntl
 except ImportError:  # not on Windows, where two processes must not read one result into one place
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # mypy knows the module of this platform
 
 PART_BYTES = 8 * 1024 * 1024
 """Where the service names none. Object stores want ranges of 8 to 16 MB."""

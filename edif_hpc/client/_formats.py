@@ -1,34 +1,33 @@
 """How a result's bytes are packed, undone: the one seam between downloading and loading.
 
-Inside is always the file that torch.save wrote. Around it may be nothing, one zstd frame, or byte planes, where a
-service and this client both know them (`edif_hpc.core.planes`). Which one it is, the first bytes tell; what the
-service says of it is not needed. What it must not know: where bytes come from.
+Inside is always the file that torch.save wrote. Around it may be nothing, one zstd frame, or byte planes
+(`edif_hpc.core.planes`), which older services do not know. Which one it is, the first bytes tell; what the service says
+of it is not needed. What it must not know: where bytes come from.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 from pathlib import Path
-from typing import Any
+
+from edif_hpc.core.errors import TransferError
 
 from ._errors import DownloadFailed
 
-PLANES_MODULE = "edif_hpc.core.planes"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-PLANES_MAGIC = b"EDIFPLN1"
 CHUNK = 1024 * 1024
 
 
 def wanted() -> dict[str, str]:
     """Headers of a submission that ask for the densest packing this client can undo."""
-    return {"edif-result-format": "planes"} if importlib.util.find_spec(PLANES_MODULE) else {}
+    return {"edif-result-format": "planes"}
 
 
 def packing(first: bytes | bytearray) -> str:
     """`zstd`, `planes` or `plain`, by the first 8 bytes."""
-    if first.startswith(PLANES_MAGIC):
+    from edif_hpc.core import planes  # here and below: it brings pydantic, which only results need
+
+    if first.startswith(planes.MAGIC):
         return "planes"
     return "zstd" if first.startswith(ZSTD_MAGIC) else "plain"
 
@@ -39,7 +38,12 @@ def unpack(packed: bytes | bytearray) -> bytes | bytearray:
     if how == "plain":
         return packed
     if how == "planes":
-        return _unpack_planes(packed)
+        from edif_hpc.core import planes
+
+        try:
+            return planes.decode(packed)
+        except TransferError as error:
+            raise DownloadFailed(str(error)) from None
     import zstandard
 
     try:
@@ -57,7 +61,12 @@ def unpack_file(packed: Path, target: Path, threads: int) -> None:
         return
     draft = target.with_name(f"{target.name}.unpacking")
     if how == "planes":
-        _planes().decode_file(packed, draft, threads)
+        from edif_hpc.core import planes
+
+        try:
+            planes.decode_file(packed, draft, threads)
+        except TransferError as error:
+            raise DownloadFailed(f"{str(error).rstrip('.')}; remove {packed} first.") from None
     else:
         _unpack_zstd(packed, draft)
     draft.replace(target)
@@ -74,22 +83,6 @@ def _unpack_zstd(packed: Path, draft: Path) -> None:
         raise DownloadFailed(
             f"The result in {packed} is no whole zstd frame ({error}); remove it and try again."
         ) from None
-
-
-def _unpack_planes(packed: bytes | bytearray) -> bytearray:
-    decoder, plain = _planes().Decoder(), bytearray()
-    for offset, piece in decoder.feed(packed):
-        if offset + len(piece) > len(plain):
-            plain.extend(bytes(offset + len(piece) - len(plain)))
-        plain[offset : offset + len(piece)] = piece
-    return plain
-
-
-def _planes() -> Any:
-    try:
-        return importlib.import_module(PLANES_MODULE)
-    except ImportError:
-        raise DownloadFailed("The result is packed in a way that this client does not know; update edif_hpc.") from None
 
 
 def cores() -> int:

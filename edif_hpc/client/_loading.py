@@ -120,6 +120,7 @@ def _careful_pickle() -> ModuleType:
     """A stand-in for the pickle module: torch.load takes its Unpickler from there."""
     module = ModuleType("edif_hpc_careful_pickle")
     vars(module).update(vars(pickle))
+    # A module of our making has the attributes that torch looks for, and none that mypy knows.
     module.Unpickler = _Careful  # type: ignore[attr-defined]
     module.load = lambda file, **options: _Careful(file, **options).load()  # type: ignore[attr-defined]
     return module

@@ -310,13 +310,7 @@ def test_what_waits_is_taken_back_once_for_each_listing(site: Site) -> None:
 
 
 def test_what_somebody_else_got_is_taken_back_by_its_id(site: Site) -> None:
-    site.launcher.launched()
-    site.launcher.launch()
-    site.later()
-    site.launcher.launched()
-    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
-    site.queue("NODE_FAIL")
-    site.launcher.ended()
+    broken(site)
     site.launcher.succeed = lambda what, predecessor: ""
     site.launcher.launch()
     (name,) = site.launcher._submitted
@@ -339,25 +333,13 @@ def test_one_that_waits_and_vanishes_holds_its_place_no_longer_than_a_listing(si
 
 
 def test_a_lineage_that_has_ended_is_not_continued(site: Site) -> None:
-    site.launcher.launched()
-    site.launcher.launch()
-    site.later()
-    site.launcher.launched()
-    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
-    site.queue("NODE_FAIL")
-    site.launcher.ended()
+    broken(site)
     site.launcher.succeed = lambda what, predecessor: None
     assert site.launcher.launch().endswith("-g1")
 
 
 def test_one_that_broke_is_continued_also_after_a_silence_in_which_slurm_is_not_pressed(site: Site) -> None:
-    site.launcher.launched()
-    site.launcher.launch()
-    site.later()
-    site.launcher.launched()
-    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
-    site.queue("NODE_FAIL")
-    site.launcher.ended()
+    broken(site)
     tried: list[str] = []
 
     def silent(what: order.Order, predecessor: str) -> str:
@@ -376,13 +358,7 @@ def test_one_that_broke_is_continued_also_after_a_silence_in_which_slurm_is_not_
 
 
 def test_what_somebody_else_is_getting_is_no_failure_if_it_never_shows(site: Site) -> None:
-    site.launcher.launched()
-    site.launcher.launch()
-    site.later()
-    site.launcher.launched()
-    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
-    site.queue("NODE_FAIL")
-    site.launcher.ended()
+    broken(site)
     site.launcher.succeed = lambda what, predecessor: ""
     assert site.launcher.launch().endswith("-g2")
     site.later(ASK_EVERY_SECONDS + 1)
@@ -432,6 +408,17 @@ def test_down_cancels_this_homes_allocations_and_no_others(site: Site) -> None:
     end_allocations(site.launcher.home.root, Slurm(SlurmSettings()), tell)
     assert (site.folder / "cancelled").read_text() == "--quiet 7\n"
     assert told == ["cancelling 1 allocations …"]
+
+
+def broken(site: Site) -> None:
+    """An allocation whose node failed 540 s after its start."""
+    site.launcher.launched()
+    site.launcher.launch()
+    site.later()
+    site.launcher.launched()
+    site.now = datetime.fromisoformat("2026-11-24T04:09:00").timestamp()
+    site.queue("NODE_FAIL")
+    site.launcher.ended()
 
 
 def test_what_broke_late_is_continued_and_what_broke_young_begins_anew(site: Site) -> None:

@@ -111,6 +111,15 @@ def test_planes_hold_the_tensors_that_a_stock_client_gets(
     assert (tmp_path / "result.pt").stat().st_size < 2 * size + 10_000
 
 
+def test_the_command_line_unpacks_what_our_own_client_asked_for(stack: Stack, gpt2: Any) -> None:
+    summary = summary_of(stack, gpt2, kept(gpt2, SMALL).blob, True, **{"edif-result-format": "planes"})
+    file = stack.home / "saved.pt"
+    stack.cli("result", summary["id"], "--out", str(file))
+    assert torch.equal(torch.load(file, weights_only=False)["whole"], numbers(SMALL))
+    assert [path.name for path in stack.home.iterdir() if "saved" in path.name] == ["saved.pt"]
+    file.unlink()
+
+
 @sizes
 @pytest.mark.parametrize("compress", [True, False], ids=["zstd", "plain"])
 def test_without_the_header_a_result_is_what_it_always_was(stack: Stack, gpt2: Any, size: int, compress: bool) -> None:
