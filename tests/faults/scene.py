@@ -22,23 +22,26 @@ from tests.worker.service import exists
 from .flight import Sent
 
 HEARTBEAT = 1.0
-SETTINGS = f"""
+BACKOFF_SECONDS = [0.5] * 30
+"""Workers die young here, again and again, and are no fault of the pool's."""
+SETTINGS = """
 [worker]
 threads = 1
 idle_seconds = 3600
-heartbeat_seconds = {HEARTBEAT}
+heartbeat_seconds = {heartbeat}
 [limits]
 inline_bytes = 65536
 [fleet]
-workers = 1
-backoff_seconds = [0.5, 1]
+workers = {workers}
+backoff_seconds = {backoff}
 """
 COMPONENTS = ("gateway", "fleet", "redis", "store")
 
 
 @contextmanager
-def service(home: Path, cache: Path, variables: dict[str, str] | None = None, settings: str = "") -> Iterator[Stack]:
-    with running(home, cache, "process", SETTINGS + settings, variables=variables) as stack:
+def service(home: Path, cache: Path, variables: dict[str, str] | None = None, *, workers: int = 1) -> Iterator[Stack]:
+    settings = SETTINGS.format(heartbeat=HEARTBEAT, workers=workers, backoff=BACKOFF_SECONDS)
+    with running(home, cache, "process", settings, variables=variables) as stack:
         yield stack
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 from botocore.exceptions import ClientError
 from redis import Redis
@@ -68,6 +69,16 @@ def test_a_model_host(flight: Flight, stack: Stack) -> None:
     assert flight.left() == NOTHING_LEFT
 
 
+def test_a_zygote_that_is_being_made_ready(flight: Flight, stack: Stack) -> None:
+    """What loads is killed twice, and the model is there in the end."""
+    flight.when("RUNNING")
+    gone(host_of(stack))
+    for _ in range(2):
+        gone(soon(stack, lambda: new_zygote(stack), PATIENCE, "a zygote that is not ready"))
+    flight.land()
+    assert flight.left() == NOTHING_LEFT
+
+
 def test_an_executor(flight: Flight, stack: Stack) -> None:
     (running, *_) = flight.when("RUNNING")
     gone(executor_of(stack, running))
@@ -109,6 +120,15 @@ def test_a_worker_that_was_given_up_for_dead_says_nothing_more(flight: Flight, s
         flight.gate.touch()
     flight.land()
     assert flight.left() == NOTHING_LEFT
+
+
+def new_zygote(stack: Stack) -> int | None:
+    """A zygote that has no executors yet."""
+    for host in psutil.Process(worker_of(stack)).children():
+        for zygote in host.children():
+            if not zygote.children():
+                return zygote.pid
+    return None
 
 
 def is_there(store: Store, key: str) -> bool:

@@ -35,7 +35,7 @@ def test_the_first_example_runs_locally(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     percent, token = done.stdout.splitlines()[1].split()
-    # bfloat16 rounds by one in 256, and which way hangs on how the machine's processor adds up: 68.1 and 68.9 were seen.
+    # bfloat16 rounds by one in 256, and which way hangs on how a processor adds up: 68.1 and 68.9 were seen.
     assert float(percent.removesuffix("%")) == pytest.approx(68.9, abs=2)
     assert token == "Paris"
     assert (tmp_path / "lens.png").read_bytes().startswith(b"\x89PNG")
