@@ -38,6 +38,7 @@ CLIENT = frozenset(
         "get",
         "load",
         "requests",
+        "save",
         "submit",
     }
 )

@@ -29,6 +29,7 @@ from ._errors import (
 from ._events import Event
 from ._loading import load_file as load
 from ._request import Request, get, requests, submit
+from ._save import save
 from ._warning import SurpriseWarning
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ __all__ = [
     "get",
     "load",
     "requests",
+    "save",
     "submit",
 ]
 

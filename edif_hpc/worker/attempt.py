@@ -18,7 +18,7 @@ from edif_hpc.core.errors import EdifError, HostError, LeaseLost, Unavailable
 from edif_hpc.core.queue import Claim, Queue, Release, Step
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_daemon, result_key
-from edif_hpc.core.wire import ResultFormat, Status
+from edif_hpc.core.wire import Kind, ResultFormat, Status
 
 from . import digests
 from .contract import Limits, Outcome, ResultFile, RunSpec, Verdict
@@ -142,8 +142,14 @@ class Attempt:
         return outcome
 
     @property
+    def _kind(self) -> Kind:
+        return Kind(self.claim.kind)
+
+    @property
     def _format(self) -> ResultFormat:
         record = self.claim.record
+        if self._kind is Kind.SCRIPT:
+            return ResultFormat.FILE
         return ResultFormat.of(record.get("format", ""), bool(record.get("compress")))
 
     async def _execute(self) -> Outcome:
@@ -153,11 +159,13 @@ class Attempt:
         limits, record = self.settings.limits, self.claim.record
         spec = RunSpec(
             format=self._format,
+            kind=self._kind,
+            form=record.get("form", ""),
             run_id=self.run_id,
             compress=bool(record.get("compress")),
             env=record.get("env") or {},
             limits=Limits(
-                run_seconds=limits.run_seconds,
+                run_seconds=min(limits.run_seconds, record.get("seconds") or limits.run_seconds),
                 memory_bytes=limits.memory_bytes,
                 result_bytes=limits.result_bytes,
                 payload_bytes=limits.payload_bytes,

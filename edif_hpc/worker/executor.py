@@ -77,11 +77,13 @@ def _serve(preparation: Preparation, fd: int, processes: int) -> int:
     received = channel.receive()
     if received is None:  # the agent is gone or does not need this one
         return 0
-    message, (payload, result) = received
+    message, (payload, result, *output) = received
     spec = run_spec(message)
     limit(spec, preparation.spec, mapped)
     channel.send({"type": "started"})
-    finished = preparation.runner.run(spec, payload, result, lambda line: channel.send({"type": "log", "line": line}))
+    finished = preparation.runner.run(
+        spec, payload, result, lambda line: channel.send({"type": "log", "line": line}), *output
+    )
     channel.send(finished_message(finished))
     return 0
 

@@ -20,7 +20,7 @@ from typing import Any
 from edif_hpc.core.errors import EdifError, HostError
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.worker import rank
-from edif_hpc.worker.channel import Channel, Message
+from edif_hpc.worker.channel import Channel, Message, close_all
 from edif_hpc.worker.contract import HostSpec
 from edif_hpc.worker.group import Group
 from edif_hpc.worker.keeper import OWN_BYTES, become_keeper
@@ -98,7 +98,7 @@ class Inline:
                 self._waiting.append(received)
 
     def _run(self, message: Message, fds: list[int]) -> None:
-        payload, result = fds
+        payload, result, *output = fds
         try:
             if message["run_id"] in self._skipped:
                 self._skipped.discard(message["run_id"])
@@ -109,14 +109,13 @@ class Inline:
                 self._group.begin(message, payload)
             with address_budget(spec.limits.memory_bytes if self._spec.device == "cpu" else 0):
                 finished = self._runner.run(
-                    spec, payload, result, lambda line: self._agent.send({"type": "log", "line": line})
+                    spec, payload, result, lambda line: self._agent.send({"type": "log", "line": line}), *output
                 )
             if self._group:
                 finished = self._group.conclude(finished, result)
             self._agent.send(finished_message(finished))
         finally:
-            os.close(payload)
-            os.close(result)
+            close_all(fds)
 
 
 # -- levels process and locked ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.wire import Kind
 from edif_hpc.worker.channel import ChannelError, Message, close_all
 from edif_hpc.worker.contract import Outcome, ResultFile, RunSpec, Verdict
 from edif_hpc.worker.ends import time_limit_sentence
@@ -46,6 +47,8 @@ class Run:
         self._timer: asyncio.TimerHandle | None = None
         self._payload = _payload_file(payload)
         self._result = _result_file(spec.limits.result_bytes)
+        # What a script writes itself: it may be opened by its path, truncated and grown, so it is a file of its own.
+        self._output = os.memfd_create("edif-output", os.MFD_CLOEXEC) if spec.kind is Kind.SCRIPT else -1
 
     @property
     def message(self) -> Message:
@@ -53,7 +56,7 @@ class Run:
 
     @property
     def fds(self) -> list[int]:
-        return [self._payload, self._result]
+        return [self._payload, self._result, *([self._output] if self._output >= 0 else [])]
 
     def watch(self, on_time: Callable[[], None]) -> None:
         """Start the clock of the time limit."""
@@ -87,7 +90,7 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
         close_all([fd for fd in self.fds if fd >= 0])
-        self._payload = self._result = -1
+        self._payload = self._result = self._output = -1
 
     def _finish(self, message: Message) -> None:
         finished = parse_finished(message, self.spec.limits)

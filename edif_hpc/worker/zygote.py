@@ -63,7 +63,7 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
     if spec.adapters:
         import peft  # noqa: F401 - takes a second, which no request should wait for
     model = models.load(spec, weights=False)
-    runner = Runner(model, spec.devices, spec.adapters, spec.threads)
+    runner = Runner(model, spec.model_key, spec.devices, spec.adapters, spec.threads)
     runner.prepare()
     huge_pages.collapse()
     _, shared = _expect(host, "weights")
