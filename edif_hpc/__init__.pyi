@@ -24,7 +24,8 @@ from .client import dry_run as dry_run
 from .client import get as get
 from .client import load as load
 from .client import requests as requests
-from .client import save as save
 from .client import submit as submit
+
+def save(name: str, value: object) -> None: ...
 
 __version__: str

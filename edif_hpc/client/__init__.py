@@ -29,7 +29,6 @@ from ._errors import (
 from ._events import Event
 from ._loading import load_file as load
 from ._request import Request, get, requests, submit
-from ._save import save
 from ._warning import SurpriseWarning
 
 if TYPE_CHECKING:
@@ -62,7 +61,6 @@ __all__ = [
     "get",
     "load",
     "requests",
-    "save",
     "submit",
 ]
 

@@ -1,4 +1,4 @@
-"""`save`: what a script leaves behind, wherever it runs.
+"""What `edif_hpc.save` does: what a script leaves behind, wherever it runs.
 
 Next to its models, as `edif-hpc submit` has it, the values become the request's result. On its author's own machine the
 same line writes them into one file beside the script, whole after each call, so that a crash later loses none.
@@ -19,20 +19,8 @@ from ._errors import Misused
 _saved: dict[str, Any] = {}
 
 
-def save(name: str, value: Any) -> None:
-    """Keep a value under a name, as a part of the script's result.
-
-    Args:
-        name: what it is called in the result; a second value of that name takes the first one's place.
-        value: tensors, arrays, numbers, texts, lists and dicts of them; in a .pt file whatever torch.save takes.
-
-    On your own machine the file is the one that EDIF_HPC_OUTPUT names, with its suffix telling the form (pt,
-    safetensors, npz, parquet, json), else `SCRIPT.saved.pt` beside the script.
-
-    Raises:
-        Misused: the name is no text, or the file's suffix is none of these.
-        SavedError: the file cannot hold the value.
-    """
+def keep(name: str, value: Any) -> None:
+    """What `edif_hpc.save` does; see there."""
     if not isinstance(name, str) or not name:
         raise Misused(f"A saved value needs a name, and {name!r} is none: edif_hpc.save('logits', logits).")
     taker = here.taker()
