@@ -214,6 +214,8 @@ def current() -> Connection:
     Raises:
         NotConnected: neither is there.
     """
+    if here.is_running():
+        raise Misused(here.NO_SERVICE)
     if _current is not None:
         return _current
     url = _local.address()

@@ -140,7 +140,7 @@ class Runner:
             meter.out_of_memory(error)
             if self.device.type == "cpu":
                 return Finished(Verdict.FAILED, memory_limit_sentence(spec.limits.memory_bytes))
-        return Finished(Verdict.FAILED, describe(error))
+        return Finished(Verdict.FAILED, describe(error, script=spec.kind is Kind.SCRIPT))
 
     def _tidy(self) -> None:
         self.model.interleaver.cancel()

@@ -97,7 +97,7 @@ class Result:
         if written:
             return _copy(self._output, fd, written)
         if self.form == "pt":
-            return results.write(self._values, fd, ResultFormat.PLAIN, limit, threads)
+            return results.write(self._values, fd, ResultFormat.FILE, limit, threads)
         try:
             data = files.written(self._values, self.form)
         except SavedError as error:
