@@ -1,10 +1,11 @@
 """What the messages of a channel say, and the checks on those that a stranger may have written. No torch here.
 
-    agent -> host            spec | run | skip | verify
-    host -> agent            progress | ready (+ zygote channel, unless `none`) | failed
+    agent -> host            spec | run | skip | verify | lend
+    host -> agent            progress | ready (+ zygote channel, pidfd, weights, unless `none`) | failed
+                             | lent (+ memfd, manifest), at level `none`
     host -> zygote           weights (+ memfd, manifest)
     zygote -> host           ready | failed
-    agent -> zygote          fork
+    agent -> zygote          fork (+ what other hosts lend, for one made to order)
     zygote -> agent          spare (+ pidfd, executor channel) | exit
     executor -> agent        prepared | broken
     agent -> executor, host  run (+ payload, result, output of a script)
@@ -59,7 +60,8 @@ def run_message(spec: RunSpec) -> Message:
 
 
 def run_spec(message: Message) -> RunSpec:
-    fields = {key: value for key, value in message.items() if key not in ("type", "limits", "format", "kind")}
+    apart = ("type", "limits", "format", "kind", "companions")
+    fields = {key: value for key, value in message.items() if key not in apart}
     fields |= {"format": ResultFormat(message["format"]), "kind": Kind(message["kind"])}
     return RunSpec(**fields, limits=Limits(**message["limits"]))
 

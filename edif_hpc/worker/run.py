@@ -41,8 +41,9 @@ class Runner:
         self, model: Any, key: str, devices: tuple[str, ...], adapters: dict[str, str], threads: int = 1
     ) -> None:
         self.model = model
-        self.models = {key: model}
-        """Every model that a script may use, by key."""
+        self.key = key
+        self.others: dict[str, Any] = {}
+        """Further models that a script may use, by key."""
         self._devices = tuple(torch.device(device) for device in devices)
         self.device = self._devices[0]
         self._adapters = adapters
@@ -92,7 +93,7 @@ class Runner:
 
     def _answer_script(self, spec: RunSpec, payload_fd: int, result_fd: int, output_fd: int) -> tuple[int, bool]:
         asked = script.unpacked(payloads.read(payload_fd, False, spec.limits.payload_bytes))
-        models = here.Models(self.models, self._apply)
+        models = here.Models({self.key: self.model, **self.others}, self._apply)
         result = script.Result(spec.form, output_fd)
         script.run(asked, models, result)
         return result.write(result_fd, spec.limits.result_bytes, self._threads), result.own_file

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.wire import Kind
 from edif_hpc.worker.channel import ChannelError, Message, close_all
+from edif_hpc.worker.companions import Companion
 from edif_hpc.worker.contract import Outcome, ResultFile, RunSpec, Verdict
 from edif_hpc.worker.ends import time_limit_sentence
 from edif_hpc.worker.messages import parse_finished, parse_log, run_message
@@ -27,6 +28,7 @@ class Run:
         level: the isolation that this run has.
         on_log: called with each line the block prints, in order.
         on_start: called once when the executor begins with it.
+        companions: further models that it needs; theirs stay the hosts' that lent them.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Run:
         level: Isolation,
         on_log: Callable[[str], None],
         on_start: Callable[[], None],
+        companions: Sequence[Companion] = (),
     ) -> None:
         self.spec = spec
+        self.companions = companions
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.started = False
         self._level = level
