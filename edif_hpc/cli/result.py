@@ -113,9 +113,9 @@ def fetch(gateway: Gateway, found: dict[str, Any], out: Path | None) -> tuple[Pa
 
 def _suffix(found: dict[str, Any]) -> str:
     """Of a script's result: the form it was asked for, or `.out` for a file that the script wrote itself."""
-    if not found["form"]:
-        return ""
-    return ".out" if (found["meta"] or {}).get("own_file") else f".{found['form']}"
+    from edif_hpc.core.scripts.files import OWN_FORM
+
+    return {"": "", OWN_FORM: ".out"}.get(found["form"], f".{found['form']}")
 
 
 def _refuse_other_form(found: dict[str, Any], out: Path | None) -> None:

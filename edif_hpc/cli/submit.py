@@ -35,7 +35,7 @@ Examples:
 
   edif-hpc submit probe.py
 
-  edif-hpc submit probe.py --out probes.npz --time 30 -- --layers 4 8 12
+  edif-hpc submit probe.py --out probes.npz --time 5 -- --layers 4 8 12
 
   ID=$(edif-hpc submit sweep.py --model meta-llama/Llama-3.1-8B --name sweep) && edif-hpc logs -f $ID
 """
@@ -56,7 +56,7 @@ def submit(
         list[str] | None,
         typer.Option(
             "--model",
-            metavar="REPO[@REVISION]",
+            metavar="REPO[@REVISION][:TASK]",
             help="A model that it builds; once for each. Without: those found in its source.",
         ),
     ] = None,
@@ -173,8 +173,9 @@ def _send(
 def _named(text: str) -> NamedModel:
     from edif_hpc.core.scripts.envelope import NamedModel
 
-    repo_id, _, revision = text.partition("@")
-    return NamedModel(repo_id=repo_id, revision=revision or None)
+    name, _, task = text.partition(":")
+    repo_id, _, revision = name.partition("@")
+    return NamedModel(repo_id=repo_id, revision=revision or None, task=task or None)
 
 
 def _end(gateway: Gateway, request_id: str, told: Told) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from edif_hpc.core.errors import EnvelopeError, NotYours
 from edif_hpc.core.queue import Event, Events, Queue, keys
 from edif_hpc.core.queue.events import START
+from edif_hpc.core.scripts.files import OWN_FORM
 from edif_hpc.core.target import Target
 from edif_hpc.core.wire import Status, status_message
 
@@ -163,7 +164,7 @@ def _summary(request_id: str, found: dict[str, str]) -> dict[str, Any]:
     """A request for people: times in Unix seconds."""
     target = found.get("target", "")
     times = {name: int(found[name]) / 1000 if found.get(name) else None for name in TIMES}
-    data, record = _json(found, "data") or {}, _json(found, "record") or {}
+    data, record, meta = (_json(found, name) or {} for name in ("data", "record", "meta"))
     return {
         "id": request_id,
         "name": record.get("name", ""),
@@ -171,7 +172,7 @@ def _summary(request_id: str, found: dict[str, str]) -> dict[str, Any]:
         "model": Target.parse(target).name if ":" in target else target,
         "model_key": target,
         "kind": found.get("kind", ""),
-        "form": record.get("form", ""),
+        "form": OWN_FORM if meta.get("own_file") else record.get("form", ""),
         "status": found.get("status", ""),
         "description": found.get("description", ""),
         **times,
@@ -181,7 +182,7 @@ def _summary(request_id: str, found: dict[str, str]) -> dict[str, Any]:
         "repeats": found.get("repeats", ""),
         "repeated_by": found.get("repeated_by", ""),
         "result_bytes": data.get("bytes", data.get("inline")),
-        "meta": _json(found, "meta"),
+        "meta": meta or None,
     }
 
 
