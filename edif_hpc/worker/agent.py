@@ -39,6 +39,8 @@ logger = log.get("worker")
 PREFETCH_BELOW_SECONDS = 0.5
 """A request is claimed ahead of a free slot only when runs are this short: behind a long one it would be stuck, while
 another worker may be free."""
+TURNS_SECONDS = 600.0
+"""How long it is remembered that a target had its turn."""
 REDIS_PAUSE_SECONDS = 1.0
 CANCEL_SECONDS = 0.5
 FIRST_CONTACT_SECONDS = 60.0
@@ -66,6 +68,7 @@ class Agent:
         folder = Path(settings.worker.spool).expanduser() if settings.worker.spool else residents.scratch
         self.spool = Spool(folder, settings.worker.spool_bytes)
         self.attempts: dict[str, Attempt] = {}
+        self._claimed: dict[str, float] = {}  # when something last was for each target, so that they take turns
         self.draining = asyncio.Event()
         self.drain_reason = Release.HANDBACK
         self._wake = asyncio.Event()
@@ -234,15 +237,17 @@ class Agent:
             self.stop(Release.WALLTIME)
 
     async def _claim_next(self) -> Claim | None:
-        free = offers(self.residents.ready(), self.provision.sets, self._has_slot, time.monotonic())
-        claim = await self.queue.claim(
-            self.record.worker_id, list(free), self.lease_seconds, self.remaining_seconds()
-        )  # fmt: skip
+        now = time.monotonic()
+        free = offers(self.residents.ready(), self.provision.sets, self._has_slot, self._claimed, now)
+        remaining = self.remaining_seconds()
+        claim = await self.queue.claim(self.record.worker_id, list(free), self.lease_seconds, remaining)
         if claim is None:
             return None
         residents = free[claim.target]
         ahead = any(resident.running >= self.settings.worker.concurrency for resident in residents)
         self._last_busy = time.monotonic()
+        self._claimed = {target: at for target, at in self._claimed.items() if now - at < TURNS_SECONDS}
+        self._claimed[claim.target] = self._last_busy
         for resident in residents:
             resident.running += 1
             resident.last_used = self._last_busy

@@ -220,16 +220,22 @@ class ModelHost:
             self._set_died(str(message["text"]))
         elif kind == "ready":
             self._become_ready(message, fds)
-        elif kind == "lent":
-            self._lent.set_result(tuple(fds))
-        elif kind == "unlendable":
-            self._lent.set_exception(HostError(str(message["text"])))
+        elif kind in ("lent", "unlendable"):
+            self._hear_of_lending(message, fds)
         elif isinstance(self._backend, InlineRuns):
             try:
                 self._backend.hear(message)
             except ChannelError as error:
                 self._on_progress(f"the model host is killed: {error}")
                 self._kill_host()
+
+    def _hear_of_lending(self, message: Message, fds: list[int]) -> None:
+        if self._lent.done():  # it has ended meanwhile
+            close_all(fds)
+        elif message["type"] == "lent":
+            self._lent.set_result(tuple(fds))
+        else:
+            self._lent.set_exception(HostError(str(message["text"])))
 
     def _become_ready(self, message: Message, fds: list[int]) -> None:
         self.level = Isolation(message["level"])

@@ -53,7 +53,7 @@ def until_begun(command: subprocess.Popen[str]) -> str:
 
 
 def test_what_it_prints_comes_while_it_runs_and_cancelling_ends_it(laptop: Laptop) -> None:
-    command = laptop.start("submit", laptop.write(ENDLESS), "--follow", "--name", "for ever")
+    command = laptop.start("submit", laptop.write(ENDLESS), "--follow", "--name", "for ever", "--pool", "local")
     request_id = until_begun(command)
     shown = laptop.shown(request_id)
     assert (shown["status"], shown["name"], shown["kind"]) == ("RUNNING", "for ever", "script")

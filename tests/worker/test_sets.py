@@ -21,29 +21,34 @@ A, B, C = (ModelKey(next(iter(ALLOWED_CLASSES)), f"org/{name}", None, "text-gene
 NOW = 1000.0
 
 
-def resident(key: ModelKey, running: int = 0, last_used: float = 0.0) -> Resident:
-    return Resident(key, {"cpu": 1}, state="ready", running=running, last_used=last_used)
+def resident(key: ModelKey, running: int = 0) -> Resident:
+    return Resident(key, {"cpu": 1}, state="ready", running=running)
 
 
 def free(each: Resident) -> bool:
     return each.running == 0
 
 
-def asked(ready: list[Resident], sets: dict[Target, float]) -> list[str]:
-    found = offers(ready, sets, free, NOW)
+def asked(ready: list[Resident], sets: dict[Target, float], *turns: Target) -> list[str]:
+    """What is asked for, in order, after these targets had their turns one after the other."""
+    found = offers(ready, sets, free, {str(target): NOW + turn for turn, target in enumerate(turns)}, NOW)
     assert all([str(one.key) for one in residents] == [str(key) for key in Target.parse(target).keys]
                for target, residents in found.items())  # fmt: skip
     return [Target.parse(target).name for target in found]
 
 
-def test_single_models_are_asked_for_by_when_they_were_used() -> None:
-    ready = [resident(A, last_used=2), resident(B, last_used=1), resident(C, running=1)]
-    assert asked(ready, {}) == ["org/b", "org/a"]
+def test_single_models_take_turns() -> None:
+    ready = [resident(A), resident(B), resident(C, running=1)]
+    assert asked(ready, {}) == ["org/a", "org/b"]
+    assert asked(ready, {}, Target.of([A])) == ["org/b", "org/a"]
+    assert asked(ready, {}, Target.of([A]), Target.of([B])) == ["org/a", "org/b"]
 
 
-def test_a_set_is_asked_for_first_and_only_when_all_of_it_has_a_place() -> None:
+def test_a_set_is_asked_for_when_all_of_it_has_a_place_and_in_its_turn() -> None:
     both = {Target.of([A, B]): NOW}
-    assert asked([resident(A), resident(B)], both) == ["org/a + org/b", "org/a", "org/b"]
+    turns = Target.of([A]), Target.of([B])
+    assert asked([resident(A), resident(B)], both, *turns) == ["org/a + org/b", "org/a", "org/b"]
+    assert asked([resident(A), resident(B)], both, *turns, *both) == ["org/a", "org/b", "org/a + org/b"]
     assert asked([resident(A), resident(B, running=1)], both) == ["org/a"]
     assert asked([resident(A)], both) == ["org/a"]
     assert asked([resident(A)], {Target.of([A], "gpus"): NOW}) == ["org/a", "org/a"]
