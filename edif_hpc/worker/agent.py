@@ -39,8 +39,7 @@ logger = log.get("worker")
 PREFETCH_BELOW_SECONDS = 0.5
 """A request is claimed ahead of a free slot only when runs are this short: behind a long one it would be stuck, while
 another worker may be free."""
-TURNS_SECONDS = 600.0
-"""How long it is remembered that a target had its turn."""
+TURNS_SECONDS = 600.0  # how long it is remembered that a target had its turn
 REDIS_PAUSE_SECONDS = 1.0
 CANCEL_SECONDS = 0.5
 FIRST_CONTACT_SECONDS = 60.0

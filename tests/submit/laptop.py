@@ -72,13 +72,14 @@ class Laptop:
         """What a script printed that came to a good end: the first line is the request's id."""
         return self.submit(source, *options).stdout.splitlines()[1:]
 
-    def python(self, file: Path, *arguments: str) -> None:
-        """Run a script here."""
+    def python(self, file: Path, *arguments: str) -> str:
+        """Run a script here; returns what it prints."""
         done = subprocess.run(
             [sys.executable, str(file), *arguments], env=self.environment(), cwd=self.folder, capture_output=True,
             text=True, timeout=COMMAND_SECONDS, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def shown(self, request_id: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("status", request_id, "--json").stdout)

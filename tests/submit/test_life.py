@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edif_hpc.fleet import certificates
+from tests.support.proxy import proxied
 from tests.support.servers import eventually
 
 from .laptop import Laptop
@@ -117,6 +118,33 @@ def test_a_failed_script_is_tried_again_with_the_same_payload(laptop: Laptop) ->
 def test_its_own_time_limit_ends_it(laptop: Laptop) -> None:
     done = laptop.submit(ENDLESS, "--time", "0:00:02", code=3)
     assert "ran longer than its time limit of 2 s" in done.stderr
+
+
+def test_waiting_goes_on_through_a_line_that_is_cut(laptop: Laptop) -> None:
+    with proxied(laptop.url) as between:
+        laptop.url = between.url
+        command = laptop.start("submit", laptop.write(IN_TIME), "--follow", "--out", "answer.json")
+        until_begun(command)
+        with between.cut_off():
+            seen = between.counters.connections
+        eventually(lambda: between.counters.connections > seen, what="another connection")
+        rest, words = command.communicate(timeout=60)
+        assert command.returncode == 0, words
+        assert rest == "ended\n"
+        assert json.loads((laptop.folder / "answer.json").read_text()) == {"answer": 42}
+
+
+def test_a_submission_whose_answer_is_lost_is_there_once(laptop: Laptop) -> None:
+    before = json.loads(laptop.run("requests", "list", "--json").stdout)
+    with proxied(laptop.url) as between:
+        between.cut_after(1)
+        direct, laptop.url = laptop.url, between.url
+        done = laptop.run("submit", laptop.write(MODEL))
+        assert between.counters.connections == 2
+        laptop.url = direct
+    assert done.returncode == 0, done.stderr
+    after = json.loads(laptop.run("requests", "list", "--json").stdout)
+    assert {row["id"] for row in after} - {row["id"] for row in before} == {done.stdout.strip()}
 
 
 def test_over_https_with_a_key_and_no_home(laptop: Laptop, tmp_path: Path) -> None:

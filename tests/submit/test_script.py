@@ -89,6 +89,32 @@ def test_what_only_says_where_weights_lie_means_nothing_and_names_are_the_script
     assert laptop.prints(plain) == ["sdpa False"]
 
 
+def test_our_client_finds_the_values_of_a_script_again(laptop: Laptop) -> None:
+    script = """
+        import edif_hpc
+        from nnsight import TransformersModel
+        model = TransformersModel("edif-test/gpt2", task="text-generation")
+        edif_hpc.save("answer", [42])
+    """
+    finding = laptop.write(
+        """
+        import sys
+        import edif_hpc
+        edif_hpc.connect(progress=False)
+        found = edif_hpc.get(sys.argv[1])
+        try:
+            print(found.result())
+        except edif_hpc.Misused as error:
+            print(error, open(found.download(sys.argv[2])).read())
+        """,
+        "finding.py",
+    )
+    values, file = (laptop.submit(script, "--form", form).stdout.split()[0] for form in ("pt", "json"))
+    assert laptop.python(finding, values, "unused").strip() == "{'answer': [42]}"
+    said = laptop.python(finding, file, "answer.json")
+    assert said.startswith("This request left a .json file, which torch did not write: .download('FILE') fetches it. {")
+
+
 def test_an_adapter_that_the_admin_allowed(laptop: Laptop) -> None:
     script = """
         import edif_hpc
