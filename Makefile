@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 
-.PHONY: help install demo test test-fast test-long test-gpu lint bench clean
+.PHONY: help install demo test test-fast test-long chaos test-gpu lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ test-fast: install  ## what needs no server and no model
 
 test-long: install  ## failures of many kinds, one after the other; writes its result into the README
 	$(BIN)/python -m pytest -m long -p tests.support.long_report $(PYTEST_FLAGS)
+
+chaos: install  ## 700 requests in ten minutes while something is killed every ten seconds; writes the README's table
+	$(BIN)/python -m tests.faults.chaos
 
 test-gpu: install  ## equality, gradients, fresh executors, placement and restarts on a CUDA or ROCm machine
 	$(BIN)/python -m pytest -m gpu --device=cuda $(PYTEST_FLAGS) tests

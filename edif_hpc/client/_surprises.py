@@ -18,6 +18,7 @@ import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ FILLING = frozenset({"append", "extend", "insert", "add", "update", "setdefault"
 GENERATING = frozenset({"generate", "pipe"})
 CACHE_READS = frozenset({"keys", "output", "inputs", "input"})
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+OTHERS = (Envoy, Tracer, ModuleType)
+"""Not the user's own, or not to be looked into."""
 PLAIN = (torch.Tensor, str, bytes, int, float, complex, bool, type(None))
 
 FILLED = (
@@ -57,10 +60,9 @@ def warn(tracer: Tracer) -> None:
     """Warn of each surprise in a captured block, at the user's own line."""
     frame = tracer.info.frame
     registry = frame.f_globals.setdefault("__warningregistry__", {})
+    module = frame.f_globals.get("__name__") or "__main__"  # without a name nothing would be said
     for line, sentence in look(tracer):
-        warnings.warn_explicit(
-            sentence, SurpriseWarning, frame.f_code.co_filename, line, frame.f_globals.get("__name__"), registry
-        )
+        warnings.warn_explicit(sentence, SurpriseWarning, frame.f_code.co_filename, line, module, registry)
 
 
 def look(tracer: Tracer) -> list[Found]:
@@ -76,26 +78,66 @@ def look(tracer: Tracer) -> list[Found]:
 
 
 def _filled_outside(body: list[ast.stmt], names: dict[str, Any]) -> Iterator[Found]:
-    bound, saved = _bound(body), _saved(body)
+    own = _made(body) | _saved(body)
     told: set[str] = set()
     for node in _nodes(body):
-        name, line = _filled(node)
-        if not name or name in bound | saved | told or name not in names:
+        place = _filled(node)
+        name, *path = _path(place)
+        if place is None or name in own | told or name not in names:
             continue
-        value = names[name]
-        attribute = isinstance(node, ast.Attribute) and not isinstance(value, (Envoy, Tracer, *PLAIN))
-        if isinstance(value, CONTAINERS) or (attribute and not isinstance(value, type(warnings))):
+        if _changes(node, _at(names[name], path)):
             told.add(name)
-            yield line, FILLED.format(name=name)
+            yield place.lineno, FILLED.format(name=name)
 
 
-def _filled(node: ast.AST) -> tuple[str, int]:
-    """The name that a node fills, by a method, an item or an attribute; "" for none."""
+def _filled(node: ast.AST) -> ast.expr | None:
+    """What a node fills, by a method, an item, an attribute or `+=`."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FILLING:
-        return (node.func.value.id, node.lineno) if isinstance(node.func.value, ast.Name) else ("", 0)
+        return node.func.value
     if isinstance(node, (ast.Subscript, ast.Attribute)) and isinstance(node.ctx, (ast.Store, ast.Del)):
-        return (node.value.id, node.lineno) if isinstance(node.value, ast.Name) else ("", 0)
-    return "", 0
+        return node.value
+    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+        return node.target
+    return None
+
+
+def _path(place: ast.expr | None) -> list[str]:
+    """The name that `a.b["c"][0]` begins with, and the way from there: a, b, "", ""; a first "" for anything else."""
+    path: list[str] = []
+    while isinstance(place, (ast.Attribute, ast.Subscript)):
+        path.append(place.attr if isinstance(place, ast.Attribute) else "")
+        place = place.value
+    return [place.id if isinstance(place, ast.Name) else "", *reversed(path)]
+
+
+def _at(value: Any, path: list[str]) -> Any:
+    """What lies there, or one of its kind: any item stands for all of them. None where that takes running something."""
+    for attribute in path:
+        if isinstance(value, OTHERS):
+            return None
+        if attribute:
+            value = vars(value).get(attribute) if hasattr(value, "__dict__") else None
+        elif isinstance(value, CONTAINERS):
+            items = value.values() if isinstance(value, dict) else value
+            value = next(iter(items), [])
+        elif not isinstance(value, torch.Tensor):
+            return None
+    return value
+
+
+def _changes(node: ast.AST, value: Any) -> bool:
+    """Whether a node that fills this value fills something of the user's own."""
+    if isinstance(node, ast.Attribute):
+        return not isinstance(value, (*OTHERS, *PLAIN))
+    arrays = isinstance(node, ast.Subscript) and (isinstance(value, torch.Tensor) or type(value).__name__ == "ndarray")
+    return isinstance(value, CONTAINERS) or arrays
+
+
+def _made(body: list[ast.stmt]) -> set[str]:
+    """Names that the block makes itself, as opposed to adding to what they are."""
+    added = {id(node.target) for node in _nodes(body) if isinstance(node, ast.AugAssign)}
+    stored = [node for node in _nodes(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return {node.id for node in stored if id(node) not in added}
 
 
 # -- 2: after a loop without an end ------------------------------------------------------------------------------------
@@ -114,16 +156,21 @@ def _after_endless(body: list[ast.stmt]) -> Iterator[Found]:
 
 def _runs_on(statement: ast.stmt) -> bool:
     """Whether nothing behind this statement is reached. What follows an invoke is another one's."""
+    if _endless(statement):
+        return True
     if isinstance(statement, (ast.With, ast.FunctionDef)):
         return False
-    return _endless(statement) or any(_runs_on(inner) for inners in _lists(statement) for inner in inners)
+    return any(_runs_on(inner) for inners in _lists(statement) for inner in inners)
 
 
 def _endless(statement: ast.stmt) -> bool:
-    """`for … in X.iter[…:]` without an end, or `in X.all()`."""
-    if not isinstance(statement, ast.For):
-        return False
-    over = statement.iter
+    """`for … in X.iter[…:]` without an end, or `in X.all()`; the same in a `with`."""
+    if isinstance(statement, ast.With):
+        return any(_all_steps(item.context_expr) for item in statement.items)
+    return isinstance(statement, ast.For) and _all_steps(statement.iter)
+
+
+def _all_steps(over: ast.expr) -> bool:
     if isinstance(over, ast.Subscript) and isinstance(over.value, ast.Attribute) and over.value.attr == "iter":
         return isinstance(over.slice, ast.Slice) and over.slice.upper is None
     return (
@@ -170,6 +217,9 @@ def _cache_walked(tracer: Tracer) -> Iterator[Found]:
 
 
 def _is_cache(value: ast.expr) -> bool:
+    """`X.cache(…)`, or that with `.save()` behind it."""
+    while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "save":
+        value = value.func.value
     return isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "cache"
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import DefaultParser
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ReadOnlyError, RedisError
 
 from .errors import SettingsError
 from .home import Home, read_secret
@@ -48,6 +50,25 @@ COMMAND_SECONDS = 5.0
 POOL_SECONDS = 10.0
 CONNECTIONS = 64
 """A burst of 700 requests at once would otherwise open as many connections."""
+TAKES_NO_WRITES = ("OOM ", "MISCONF ", "READONLY ")
+"""How Redis begins to say that its memory or its disk is full, or that it follows another; a script puts its own place
+before these words."""
+SAID_WITHIN = 200
+
+
+class Parser(DefaultParser):  # type: ignore[misc, valid-type]  # which one it is depends on what is installed
+    """Reads replies; a Redis that takes no writes at the moment is a ReadOnlyError, whoever says so.
+
+    Left to itself, redis-py has another class for each of the reasons, and none once a script met them: nobody could
+    tell a server that is to be waited for from one that refuses.
+    """
+
+    @classmethod
+    def parse_error(cls, response: str) -> RedisError:
+        if any(words in response[:SAID_WITHIN] for words in TAKES_NO_WRITES):
+            return ReadOnlyError(response)
+        found: RedisError = super().parse_error(response)
+        return found
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,7 @@ class RedisEndpoint:
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
             retry_on_error=[ConnectionError],
             protocol=2,
+            parser_class=Parser,
         )
         return Redis.from_pool(pool)
 

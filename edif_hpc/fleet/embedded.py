@@ -77,7 +77,8 @@ def redis_command(home: Home, settings: Settings) -> list[str]:
         f"user {Role.WORKER}": f"on {_hashed(home, Role.WORKER)} {worker_rules()}",
         "dir": f'"{home.redis}"',
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        # Written before it answers, which `everysec` puts off while a flush is slow; see flush.py for what flushes.
+        "appendfsync": "no",
         "save": '""',
         "maxmemory": settings.redis.maxmemory_bytes,
         "maxmemory-policy": "noeviction",

@@ -19,6 +19,7 @@ from edif_hpc.core.store import Store, in_thread
 from edif_hpc.core.tally import Tally
 
 from .fleet import Fleet
+from .flush import keep_flushed
 from .notices import Alerts
 from .pools import launchers, pools_of
 
@@ -47,16 +48,17 @@ async def _serve(home: Home, settings: Settings, config: Path | None, alerts: Al
         loop.add_signal_handler(name, stop.set)
     redis = redis_endpoint(home, settings).client()
     store = Store(store_endpoint(home, settings))
-    opening = asyncio.create_task(_ensure_bucket(store))
     tally = Tally()
-    booking = asyncio.create_task(keep_books(tally, redis))
+    beside = [asyncio.create_task(_ensure_bucket(store)), asyncio.create_task(keep_books(tally, redis))]
+    if not settings.redis.url:
+        beside.append(asyncio.create_task(keep_flushed(home.redis)))
     fleet = Fleet(settings, redis, store, pools_of(settings), launchers(home, settings, config, tally.count), alerts)
     logger.info("serving", pools=list(fleet.launchers))
     try:
         await fleet.run(stop)
     finally:
-        opening.cancel()
-        booking.cancel()
+        for task in beside:
+            task.cancel()
         with contextlib.suppress(RedisError, OSError):  # then the last few are not in the books
             async with asyncio.timeout(BOOKS_END_SECONDS):
                 await tally.write(redis)

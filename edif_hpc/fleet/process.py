@@ -209,11 +209,11 @@ def last_words(home: Home, name: str, lines: int = 1) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
 
-def stop(record: Record, seconds: float, *, how: signal.Signals = signal.SIGTERM, family: bool = True) -> bool:
+def stop(record: Record, seconds: float, *, how: signal.Signals | None = signal.SIGTERM, family: bool = True) -> bool:
     """Ask a process to end, and kill it when it does not; whatever it had started goes with it unless `family` is
-    False. True when it ended by itself."""
+    False. `how` is None when it was asked already. True when it ended by itself."""
     started = descendants(record.pid) if family and record.alive else []
-    ended = _signal(record, how) and _gone(record, seconds)
+    ended = (how is None or _signal(record, how)) and _gone(record, seconds)
     if not ended and record.alive:
         _signal(record, signal.SIGKILL)
         _gone(record, seconds)

@@ -349,13 +349,15 @@ def _stop(name: str, found: list[Record], tell: Tell) -> list[str]:
     """Stop all that is recorded of one kind. Returns what had to be killed."""
     killed = []
     alive = [record for record in found if record.alive]
-    if name in MANY:
+    told = name in MANY
+    if told:  # once each: a gateway takes a second word for impatience
         for record in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record.pid, signal.SIGTERM)
     for record in alive:
         tell(f"stopping {record.name} …")
-        ended = process.stop(record, STOP_SECONDS[name], family=name != "fleet")
+        how = None if told else signal.SIGTERM
+        ended = process.stop(record, STOP_SECONDS[name], how=how, family=name != "fleet")
         if not ended and name != "store":
             killed.append(record.name)
             tell(f"{record.name} did not end within {STOP_SECONDS[name]:g} s and was killed")

@@ -87,7 +87,7 @@ def create_app(
     scripts = Scripts(settings, auth, door, intake)
     subscribe = Subscribe(auth, sessions, answers, stats)
     results = Results(queue, store, link_secret, stats)
-    records = Records(auth, queue, events, answers, sessions.follower)
+    records = Records(auth, queue, events, answers, sessions)
     control = Control(auth, queue, store, door, limits)
     public = Public(auth, observed, registry, cache)
     overview = Overview(auth, observed, queue, public)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.responses import JSONResponse
@@ -10,9 +10,8 @@ from starlette.responses import JSONResponse
 from edif_hpc.core.errors import EdifError, Unavailable
 
 RETRY_AFTER_SECONDS = 2
-REFUSING = (BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisConnectionError, RedisTimeoutError, OSError)
-FULL = ("OOM ", "MISCONF ", "LOADING ", "READONLY ")
-"""How Redis begins to say, also from inside a script, that it takes no writes now."""
+FULL = (BusyLoadingError, ReadOnlyError)
+AWAY = (RedisConnectionError, RedisTimeoutError, OSError)
 
 
 class NotFound(EdifError):
@@ -22,9 +21,9 @@ class NotFound(EdifError):
 
 def unavailable(error: RedisError | OSError) -> EdifError:
     """Redis is away or takes no writes: try again. Another complaint of Redis is a fault of ours, and is raised."""
-    if isinstance(error, ResponseError) and any(word in str(error)[:200] for word in FULL):
+    if isinstance(error, FULL):
         return Unavailable("The service's Redis takes no requests at the moment (full or loading); try again.")
-    if isinstance(error, REFUSING):
+    if isinstance(error, AWAY):
         return Unavailable("The service cannot reach its Redis at the moment; try again in a few seconds.")
     raise error
 

@@ -83,6 +83,7 @@ class Server(uvicorn.Server):
             server.close()
         for sock in sockets or []:
             sock.close()
+        self.sessions.leaving.set()
         logger.info("draining" if self.draining else "ending", sockets=len(self.sessions.open))
         if self.draining:
             self.config.timeout_graceful_shutdown = DRAIN_SECONDS

@@ -19,7 +19,7 @@ from edif_hpc.core.wire import Status, status_message
 
 from .answers import Answers
 from .auth import Auth, User
-from .follow import Follower
+from .sessions import Sessions
 
 TIMES = ("submitted", "claimed", "finished")
 LATEST = ("user", "status", "description", "data", "meta")
@@ -29,18 +29,21 @@ SUMMARY = (
 )  # fmt: skip
 TRANSFER = ("bytes", "format", "part_bytes", "digests")
 """What our own client checks a download by: SHA-256 of each part of `part_bytes`, as the worker had it."""
+ELSEWHERE = {"connection": "close"}
+"""Whoever asks again does so on a new connection, which is the next gateway's."""
 MOST_LISTED = 500
 LONGEST_WAIT_SECONDS = 60.0
 UNKNOWN = "There is no such request of yours, or it has expired; see `edif-hpc requests list`, or submit it again."
 
 
 class Records:
-    def __init__(self, auth: Auth, queue: Queue, events: Events, answers: Answers, follower: Follower) -> None:
+    def __init__(self, auth: Auth, queue: Queue, events: Events, answers: Answers, sessions: Sessions) -> None:
         self.auth = auth
         self.queue = queue
         self.events = events
         self.answers = answers
-        self.follower = follower
+        self.follower = sessions.follower
+        self.leaving = sessions.leaving
 
     # -- the stock client's poll ---------------------------------------------------------------------------------------
 
@@ -97,7 +100,7 @@ class Records:
         return JSONResponse(summary)
 
     async def history(self, request: Request) -> Response:
-        """Events after a cursor; with `?wait=` seconds, the answer comes when there is one."""
+        """Events after a cursor; with `?wait=` seconds, the answer comes when there is one, or this gateway ends."""
         request_id, _ = await self._own(request)
         after = request.query_params.get("after", START)
         if not all(part.isascii() and part.isdigit() for part in after.split("-", 1)):
@@ -114,7 +117,8 @@ class Records:
                     for event in events
                 ],
                 "terminal": any(event.status.terminal for event in events),
-            }
+            },
+            headers=ELSEWHERE if self.leaving.is_set() else None,
         )
 
     async def _wait(self, request_id: str, after: str, seconds: float) -> list[Event]:
@@ -126,13 +130,13 @@ class Records:
             stir.set()
 
         following = self.follower.follow(request_id, take, after)
+        waits = [asyncio.create_task(stir.wait()), asyncio.create_task(self.leaving.wait())]
         try:
-            async with asyncio.timeout(seconds):
-                await stir.wait()
-        except TimeoutError:
-            pass
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.follower.unfollow(following)
+            for each in waits:
+                each.cancel()
         return events
 
     async def _own(self, request: Request) -> tuple[str, dict[str, str]]:

@@ -52,6 +52,8 @@ class Sessions:
         """Set while no socket is open."""
         self.idle.set()
         self.ending = False
+        self.leaving = asyncio.Event()
+        """Set once this gateway has given up its port: who waits here for news had better ask again, of another."""
 
     def add(self, user: str) -> Session:
         session = Session(user)

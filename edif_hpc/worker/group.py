@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from edif_hpc.core.errors import HostError
+from edif_hpc.core.errors import HostDied, HostError
 from edif_hpc.worker import rank
 from edif_hpc.worker.channel import Channel, Message
 from edif_hpc.worker.contract import HostSpec, Verdict
@@ -189,7 +189,7 @@ class Group:
             message = follower.hear(deadline)
             which = f"Rank {follower.number} of {self._spec.ranks}"
             if message is None and (how := follower.how_it_ended()):
-                raise HostError(f"{which} {how} while it loaded; the worker's log says more.")
+                raise HostDied(f"{which} {how} while it loaded; the worker's log says more.")
             if message is not None and message["type"] != kind:
                 raise HostError(f"{which}: {message.get('text', 'it is out of step')}")
             messages += [message] if message else []

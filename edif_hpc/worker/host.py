@@ -17,7 +17,7 @@ import sys
 from collections import deque
 from typing import Any
 
-from edif_hpc.core.errors import EdifError, HostError
+from edif_hpc.core.errors import EdifError, HostDied, HostError
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.wire import Kind
 from edif_hpc.worker import companions, rank
@@ -40,7 +40,7 @@ def main(agent: Channel) -> None:
         else:
             _serve_through_zygote(spec, agent)
     except EdifError as error:
-        agent.send({"type": "failed", "text": str(error)})
+        agent.send({"type": "failed", "text": str(error), "died": isinstance(error, HostDied)})
 
 
 # -- level none -------------------------------------------------------------------------------------------------------
@@ -206,7 +206,8 @@ def _load_and_share(spec: HostSpec, agent: Channel, zygote: Channel) -> tuple[in
 
         *shared, size = device_weights.export(model)
         checksum = device_weights.Checksum(model)
-    with contextlib.suppress(BrokenPipeError):  # it has ended: why, it has said, and the caller reads that next
+    # Where it has ended it has said why, and the caller reads that next.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         zygote.send({"type": "weights"}, shared)
     return size, checksum, shared
 
@@ -215,7 +216,7 @@ def _await_zygote(zygote: Channel, agent: Channel) -> Message:
     while True:
         received = zygote.receive()
         if received is None:
-            raise HostError("The zygote ended while it was made ready.")
+            raise HostDied("The zygote ended while it was made ready; the worker's log may say more.")
         message, _ = received
         if message["type"] == "ready":
             return message

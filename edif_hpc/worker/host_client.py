@@ -216,7 +216,7 @@ class ModelHost:
         if kind == "progress":
             self._on_progress(str(message["text"]))
         elif kind == "failed":
-            self._fail_start(HostError(str(message["text"])))
+            self._fail_start((HostDied if message["died"] else HostError)(str(message["text"])))
             self._set_died(str(message["text"]))
         elif kind == "ready":
             self._become_ready(message, fds)

@@ -18,8 +18,8 @@ from .steady import AWAY
 
 logger = log.get("worker")
 
-LOAD_ATTEMPTS = 2
-"""When a model host dies while it loads; one that says what is wrong with a model would say it again."""
+LOAD_ATTEMPTS = 3
+"""When a process of a model host dies while it loads; one that says what is wrong with a model would say it again."""
 ROOM_POLL_SECONDS = 1.0
 
 
@@ -157,6 +157,7 @@ class Provision:
             logger.error("model failed to load", model=key.repo_id, error=str(error))
             self._failed_loads[text] = self._failed_loads.get(text, 0) + 1
             if not isinstance(error, HostDied) or self._failed_loads[text] >= LOAD_ATTEMPTS:
+                self.residents.give_up(text, str(error))
                 await self._refuse_waiting(text, f"{key.repo_id} could not be loaded: {error}")
         self._wanted.pop(text, None)
         self._told_to_load.discard(text)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edif_hpc.core import log
 from edif_hpc.core.allowed import check_model
-from edif_hpc.core.errors import EdifError, HostError, ModelError
+from edif_hpc.core.errors import EdifError, HostDied, HostError, ModelError
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.registry import ModelRecord, ModelState
 from edif_hpc.core.settings import Settings
@@ -257,6 +257,7 @@ class Residents:
             tell: called with how far its weights are on their way, where that takes long.
 
         Raises:
+            HostDied: it could not be loaded, and another try may do; see `give_up`.
             HostError: it could not be loaded; the reason is remembered in `failures` for a while.
         """
         async with self._loading:
@@ -268,7 +269,8 @@ class Residents:
                 resident.host = await ModelHost.start(self._spec(key, shares, cache), on_progress)
             except EdifError as error:
                 del self.models[str(key)]
-                self.failures[str(key)] = Failure(str(error), time.time())
+                if not isinstance(error, HostDied):
+                    self.give_up(str(key), str(error))
                 # For the admin alone: what a host writes names paths, and may be a stranger's words.
                 logger.error(
                     "model host failed", model=key.repo_id, error=str(error), last_words=last_words(self.scratch)
@@ -304,6 +306,10 @@ class Residents:
             adapters={name: str(adapter_folder(self.cache, name)) for name in models.adapters},
             ranks=models.tensor_parallel,
         )
+
+    def give_up(self, key: str, why: str) -> None:
+        """Have the fleet know that this model cannot be loaded here: it tells whoever waits."""
+        self.failures[key] = Failure(why, time.time())
 
     def forget(self, resident: Resident) -> None:
         """A host died: its model is no longer here."""

@@ -77,9 +77,9 @@ class Stack:
         """Living components by name, from their records; `ps` reads the same, and costs a process each time."""
         return {record.name: record.pid for record in process.records(Home(self.home)) if record.alive}
 
-    def kill(self, name: str) -> int:
+    def kill(self, name: str, with_signal: signal.Signals = signal.SIGKILL) -> int:
         pid = self.pids()[name]
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, with_signal)
         return pid
 
     def back(self, name: str, not_pid: int, seconds: float = 30.0) -> int:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,7 +238,6 @@ def test_what_was_acknowledged_survives_kill(own: Stack):
 
     eventually(put, 60, "the store taking an object")
     own.run("keys", "create", "ada")
-    time.sleep(1.5)  # appendfsync everysec
     for name in ("store", "redis"):
         own.back(name, own.kill(name))
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from edif_hpc.core.endpoints import Role, redis_endpoint, store_endpoint
 from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
+from edif_hpc.fleet.ports import is_free
 from tests.cli.stack import COMPONENTS, Stack, stack
 from tests.gateway.scene import Scene, Worker, cached_model, frames
 from tests.support.servers import eventually
@@ -75,6 +79,35 @@ def test_a_client_at_work_gets_its_result_from_the_old_one_and_the_new_one_is_ke
     assert clients.poll(clients.submit(b"inline 10"))["status"] == "COMPLETED"
     assert own.back("gateway", own.kill("gateway")) != new
     assert "starting it again" in (own.home / "logs" / "supervisor.log").read_text()
+
+
+def replaced(own: Stack) -> None:
+    own.run("restart", "gateway")
+
+
+def ended(own: Stack) -> None:
+    own.back("gateway", own.kill("gateway", signal.SIGTERM))
+    eventually(lambda: not is_free(own.port), 30, "the next one listening")
+
+
+def test_who_waits_for_news_is_sent_on_when_a_gateway_goes(own: Stack, clients: Scene, worker: Worker) -> None:
+    clients.keys["eve"] = json.loads(own.run("keys", "create", "eve", "--tag", "admin", "--json").stdout)["key"]
+    request_id = clients.submit(b"hold")
+    running(clients, request_id)
+    path = f"/api/requests/{request_id}/events"
+    cursor = clients.get(path).json()["events"][-1]["cursor"]
+    with ThreadPoolExecutor(1) as thread:
+        for going in (replaced, ended):
+            waiting = thread.submit(clients.get, f"{path}?after={cursor}&wait=60")
+            eventually(lambda: "edif_followed 1.0" in clients.get("/metrics", "eve").text, 30, "the poll's arrival")
+            began = time.monotonic()
+            going(own)
+            answer = waiting.result(60)
+            assert time.monotonic() - began < 30
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            assert answer.json() == {"events": [], "terminal": False}
+    worker.release.set()
+    assert clients.poll(request_id)["status"] == "COMPLETED"
 
 
 def test_nothing_fails_while_gateways_are_replaced_again_and_again(own: Stack, clients: Scene, worker: Worker) -> None:

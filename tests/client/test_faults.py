@@ -38,14 +38,15 @@ def newest(stack: Stack, before: list[str], *statuses: str) -> str:
     return eventually(there, 60, f"a new request that is {' or '.join(statuses)}")
 
 
-def test_a_killed_gateway_is_waited_for(stack: Stack, gpt2: Any) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_a_gateway_that_goes_is_waited_for(stack: Stack, gpt2: Any, ending: signal.Signals) -> None:
     before = known(stack)
     killed = []
 
     def kill() -> None:
         newest(stack, before, "RUNNING")
         pid = next(record.pid for record in process.records(Home(stack.home)) if record.name == "gateway")
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, ending)
         killed.append(pid)
 
     killer = threading.Thread(target=kill)

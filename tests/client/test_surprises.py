@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import torch
 
 import edif_hpc
 
@@ -46,6 +49,48 @@ def test_a_dict_and_an_attribute(gpt2: Any, report: edif_hpc.DryRun) -> None:
     assert [sentence.partition(" ")[0] for _, sentence in warned(caught)] == ["'by_name'", "'holder'"]
 
 
+class Study:
+    """Somebody's own class, which keeps what its blocks find."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+        self.layers: dict[str, list[Any]] = {"first": []}
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        "study.found.append(gpt2.lm_head.output)",
+        "study.layers['first'].append(gpt2.lm_head.output)",
+        "study.layers['second'] = gpt2.lm_head.output",
+        "nested[0].append(gpt2.lm_head.output)",
+        "buffer[0] = gpt2.lm_head.output[0, -1, 0]",
+        "array[0] = 1.0",
+        "flat += [gpt2.lm_head.output]",
+    ],
+)
+def test_what_is_filled_may_lie_deeper(gpt2: Any, report: edif_hpc.DryRun, fill: str, tmp_path: Path) -> None:
+    """Each as a script of its own: a block's text is read from its file."""
+    script = tmp_path / "script.py"
+    script.write_text(f"with gpt2.trace(PROMPT, backend=report):\n    {fill}\n")
+    names = {
+        "gpt2": gpt2, "report": report, "PROMPT": PROMPT, "study": Study(), "nested": [[]], "flat": [],
+        "buffer": torch.zeros(2), "array": numpy.zeros(2),
+    }  # fmt: skip
+    with pytest.warns(edif_hpc.SurpriseWarning, match="is made outside the block"):
+        exec(compile(script.read_text(), str(script), "exec"), names)
+
+
+def test_code_after_a_with_over_all_steps(gpt2: Any) -> None:
+    handle = edif_hpc.submit()
+    with pytest.warns(edif_hpc.SurpriseWarning, match="This line never runs"):
+        with gpt2.generate(PROMPT, max_new_tokens=2, backend=handle) as tracer:
+            with tracer.iter[:]:
+                hidden = gpt2.lm_head.output[0, -1].save()  # noqa: F841
+            after = gpt2.lm_head.weight.sum().save()  # noqa: F841
+    handle.cancel()
+
+
 def test_code_after_a_loop_without_an_end(gpt2: Any) -> None:
     handle = edif_hpc.submit()
     with pytest.warns(edif_hpc.SurpriseWarning, match="This line never runs"):
@@ -60,7 +105,7 @@ def test_walking_through_a_cache_that_came_back(gpt2: Any, report: edif_hpc.DryR
     cache: Any = {}
     with pytest.warns(edif_hpc.SurpriseWarning, match="has no model to walk through"):
         with gpt2.trace(PROMPT, backend=report) as tracer:
-            cache = tracer.cache()
+            cache = tracer.cache().save()
     with pytest.raises(AttributeError):
         cache.transformer.h[0].output
 
@@ -93,11 +138,14 @@ def test_a_tracer_left_over_from_before_breaks_nothing(gpt2: Any) -> None:
 
 def test_ordinary_blocks_are_left_in_peace(gpt2: Any, report: edif_hpc.DryRun) -> None:
     names, scale = ["a"], {"factor": 2.0}
+    blocks = list(gpt2.transformer.h)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with gpt2.trace(PROMPT, backend=report) as tracer:
+            blocks[0].output[0].add(1)
+            blocks[1].output[0][:] = 0
             inside = []
-            for layer in gpt2.transformer.h:
+            for layer in blocks[2:]:
                 inside.append(layer.output[0] * scale["factor"])
             gpt2.transformer.ln_f.output[:] = 0
             names.append("b")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
 
 from edif_hpc.core.endpoints import RedisEndpoint
 from edif_hpc.core.errors import LeaseLost, QuotaExceeded
@@ -144,6 +145,27 @@ def test_the_same_submission_twice_is_one_request(endpoint: RedisEndpoint) -> No
         await submit(queue, "r1")
         await submit(queue, "r1")
         assert await queue.waiting() == {TARGET: 1}
+
+    scenario(endpoint, story)
+
+
+def test_a_redis_without_memory_is_one_that_takes_no_writes_and_loses_nothing(endpoint: RedisEndpoint) -> None:
+    async def story(queue: Queue, redis: Redis) -> None:
+        await submit(queue, "r1")
+        got = await claimed(queue)
+        await redis.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(ReadOnlyError):
+                await redis.set("plain", b"")
+            with pytest.raises(ReadOnlyError):  # a script words it otherwise
+                await submit(queue, "r2")
+            with pytest.raises(ReadOnlyError):
+                await queue.finish(got, Status.COMPLETED, result=b"answer")
+        finally:
+            await redis.config_set("maxmemory", 0)
+        await queue.finish(got, Status.COMPLETED, result=b"answer")
+        assert (await statuses(redis, "r1"))[-1] is Status.COMPLETED
+        assert await queue.describe("r2") is None
 
     scenario(endpoint, story)
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import models
 
 EXAMPLE = models.REPO / "examples" / "first_trace.py"
@@ -32,5 +34,8 @@ def test_the_first_example_runs_locally(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split() == ["68.9%", "Paris"]
+    percent, token = done.stdout.splitlines()[1].split()
+    # bfloat16 rounds by one in 256, and which way hangs on how a processor adds up: 68.1 and 68.9 were seen.
+    assert float(percent.removesuffix("%")) == pytest.approx(68.9, abs=2)
+    assert token == "Paris"
     assert (tmp_path / "lens.png").read_bytes().startswith(b"\x89PNG")

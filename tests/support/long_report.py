@@ -17,7 +17,7 @@ import pytest
 from tests.support.models import REPO
 
 README = REPO / "README.md"
-BEGIN, END = "<!-- test-long:begin (written by `make test-long`) -->\n", "<!-- test-long:end -->"
+MARKER = "test-long"
 
 
 @dataclass
@@ -39,7 +39,8 @@ class LongReport:
         self.narrowed = bool(config.option.keyword or config.args != config.getini("testpaths"))
         for item in items:
             said = inspect.getdoc(getattr(item, "function", None)) or item.name.removeprefix("test_").replace("_", " ")
-            self.rows[item.nodeid] = Row(said.splitlines()[0].rstrip("."))
+            case = f": {item.callspec.id}" if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+            self.rows[item.nodeid] = Row(said.splitlines()[0].rstrip(".") + case)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         row = self.rows[report.nodeid]
@@ -52,7 +53,7 @@ class LongReport:
         whole = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not self.narrowed and self.rows
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if whole:
-            README.write_text(replaced(README.read_text(), self.table()))
+            README.write_text(replaced(README.read_text(), self.table(), MARKER))
         if reporter:
             what = "has the result" if whole else "is as it was: this was not a whole run"
             reporter.write_line(f"\n{README} {what}.")
@@ -69,13 +70,14 @@ class LongReport:
         return head + "".join(f"| {row.what} | {row.outcome} | {row.seconds:.0f} s |\n" for row in self.rows.values())
 
 
-def replaced(text: str, table: str) -> str:
-    """The README with this table in the place of the last one."""
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{README} has no place for the table: {BEGIN.strip()} … {END}")
-    return f"{before}{BEGIN}{table}{END}{after}"
+def replaced(text: str, table: str, marker: str) -> str:
+    """The README with this table in the place of the last one that `make MARKER` wrote."""
+    begin, end = f"<!-- {marker}:begin (written by `make {marker}`) -->\n", f"<!-- {marker}:end -->"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{README} has no place for the table: {begin.strip()} … {end}")
+    return f"{before}{begin}{table}{end}{after}"
 
 
 def _slurm() -> str:

@@ -50,9 +50,10 @@ def eventually(
 class RedisProcess:
     """One Redis with a password, on loopback, that can be killed and started again on its port."""
 
-    def __init__(self, folder: Path, *, persistent: bool = False) -> None:
+    def __init__(self, folder: Path, *, persistent: bool = False, flushes: str = "always") -> None:
+        """`flushes`: Redis's `appendfsync`."""
         self.folder = folder
-        self.persistent = persistent
+        self.options = ["--appendonly", "yes" if persistent else "no", "--appendfsync", flushes]
         self.port = free_port()
         self.endpoint = RedisEndpoint(f"redis://127.0.0.1:{self.port}/0", "", "test-password")
         self.process: subprocess.Popen[bytes] | None = None
@@ -60,8 +61,7 @@ class RedisProcess:
     def start(self) -> None:
         self.process = subprocess.Popen(
             [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--requirepass", self.endpoint.password,
-             "--dir", str(self.folder), "--appendonly", "yes" if self.persistent else "no", "--appendfsync", "always",
-             "--save", "", "--maxmemory-policy", "noeviction"],
+             "--dir", str(self.folder), *self.options, "--save", "", "--maxmemory-policy", "noeviction"],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         eventually(self._answers, what="Redis answering")

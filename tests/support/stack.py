@@ -51,6 +51,8 @@ class Stack:
     key: str = field(repr=False, default="")
     uid: int | None = None
     level: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Environment of every command, and so of all that `up` starts."""
     keys: dict[str, str] = field(default_factory=dict, repr=False)
 
     def environment(self, **extra: str) -> dict[str, str]:
@@ -61,6 +63,7 @@ class Stack:
             "HOME": str(self.home),
             "USER": "ordinary",
             "PYTHONWARNINGS": "default",
+            **self.variables,
             **extra,
         }
 
@@ -121,10 +124,12 @@ def running(
     settings: str = "",
     *,
     gateway: str = "",
+    variables: dict[str, str] | None = None,
     as_ordinary_user: bool = True,
 ) -> Iterator[Stack]:
     """Start a service in a home of its own, stop it at the end, whatever happened; see `prepared`."""
     stack = prepared(home, cache, settings, gateway=gateway, as_ordinary_user=as_ordinary_user)
+    stack.variables = variables or {}
     try:
         stack.cli("up", "--detach", "--isolation", isolation)
         stack.key = stack.json("keys", "create", "tester")["key"]
