@@ -44,6 +44,25 @@ CLIENT = frozenset(
 """Names that are the client's. Only they import it: rooms of servers pass through here as well."""
 
 
+def save(name: str, value: Any) -> None:
+    """Keep a value under a name, as a part of a script's result.
+
+    Next to its models, as `edif-hpc submit` has it, the script's saved values become the request's result. On your own
+    machine they are written into one file, whole after each call: the one that EDIF_HPC_OUTPUT names, with its suffix
+    telling the form (pt, safetensors, npz, parquet, json), else `SCRIPT.saved.pt` beside the script.
+
+    Args:
+        name: what it is called in the result; a second value of that name takes the first one's place.
+        value: tensors, arrays, numbers, texts, lists and dicts of them; in a .pt file whatever torch.save takes.
+
+    Raises:
+        Misused: the name is no text, or the file's suffix is none of these.
+        SavedError: the file cannot hold the value.
+    """
+    # Not lazy like the others: nnsight mounts a `save` on every object, modules included, which would be found first.
+    import_module("edif_hpc.client._save").keep(name, value)
+
+
 def __getattr__(name: str) -> Any:
     if name in CLIENT:
         return getattr(import_module("edif_hpc.client"), name)

@@ -26,4 +26,6 @@ from .client import load as load
 from .client import requests as requests
 from .client import submit as submit
 
+def save(name: str, value: object) -> None: ...
+
 __version__: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     import httpx
 
 SECONDS = 30.0
+PAYLOAD_SECONDS = 300.0
+SEND_TRIES = 4
+RETRY_SECONDS = 1.0
+AWAY = frozenset({502, 503, 504})
 SAVED_KEY = re.compile(r"^\s+APIKEY:\s*['\"]?([^\s'\"#]+)", re.MULTILINE)
 """In the YAML that nnsight.login() writes; no YAML library is needed to read one line of it."""
 
@@ -79,19 +85,45 @@ class Gateway:
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path, {})
 
+    def send(self, path: str, envelope: dict[str, Any], payload: bytes, headers: dict[str, str]) -> Any:
+        """JSON of a POST that carries a payload. It may be sent twice, so `headers` must say that it is the same one.
+
+        A gateway that answers nobody is refused at once; a connection that breaks on the way is tried again.
+        """
+        import httpx
+
+        for left in reversed(range(SEND_TRIES)):
+            try:
+                with self._client(httpx.Timeout(SECONDS, write=PAYLOAD_SECONDS, read=PAYLOAD_SECONDS)) as client:
+                    answer = client.post(
+                        path,
+                        data={"data": json.dumps(envelope)},
+                        files={"blob": ("request", payload, "application/octet-stream")},
+                        headers=headers,
+                    )
+                break
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+                raise self.silent(error) from None
+            except httpx.HTTPError as error:
+                if not left:
+                    raise self.silent(error) from None
+                time.sleep(RETRY_SECONDS)  # nothing tells that the network is back
+        return _accepted(answer)
+
+    def _client(self, timeout: httpx.Timeout) -> httpx.Client:
+        import httpx
+
+        return httpx.Client(base_url=self.url, headers=self._headers, timeout=timeout, trust_env=not _local(self.url))
+
     def _call(self, method: str, path: str, query: dict[str, Any]) -> Any:
         import httpx
 
         try:
-            with httpx.Client(
-                base_url=self.url, headers=self._headers, timeout=SECONDS, trust_env=not _local(self.url)
-            ) as client:
+            with self._client(httpx.Timeout(SECONDS)) as client:
                 answer = client.request(method, path, params=query)
         except httpx.HTTPError as error:
             raise self.silent(error) from None
-        if answer.is_error:
-            raise Refused(detail(answer))
-        return answer.json()
+        return _accepted(answer)
 
     @contextmanager
     def stream(self, url: str, start: int) -> Iterator[httpx.Response]:
@@ -111,6 +143,14 @@ class Gateway:
         return Unavailable(
             f"The gateway at {self.url} does not answer ({why}); start it with `edif-hpc up`, or set NDIF_HOST."
         )
+
+
+def _accepted(answer: httpx.Response) -> Any:
+    if answer.status_code in AWAY:
+        raise Unavailable(detail(answer))
+    if answer.is_error:
+        raise Refused(detail(answer))
+    return answer.json()
 
 
 def _local(url: str) -> bool:

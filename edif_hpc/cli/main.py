@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import components, config, doctor, images, keys, life, logs, look, models, pools, requests, result
+from . import components, config, doctor, images, keys, life, logs, look, models, pools, requests, result, submit
 
 app = typer.Typer(
     name="edif-hpc",
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for module in (life, look, logs, requests, result, models, pools, images, keys, config, doctor, components):
+for module in (life, look, submit, logs, requests, result, models, pools, images, keys, config, doctor, components):
     module.register(app)
 
 

@@ -151,6 +151,7 @@ def _one(found: dict[str, Any], json: bool) -> None:
         return
     shown = {
         "request": found["id"],
+        "name": found["name"],
         "status": found["status"],
         "": found["description"],
         "user": found["user"],
@@ -221,8 +222,8 @@ def list_requests(
             row["submitted"] = moment(row["submitted"])
             row["description"] = row["description"].strip().rpartition("\n")[2][:WORDS]
     columns = {
-        "id": "REQUEST", "user": "USER", "model": "MODEL", "status": "STATUS", "submitted": "SUBMITTED", "took": "TOOK",
-        "description": "",
+        "id": "REQUEST", "name": "NAME", "user": "USER", "model": "MODEL", "status": "STATUS", "submitted": "SUBMITTED",
+        "took": "TOOK", "description": "",
     }  # fmt: skip
     table("Requests", columns, found, json=json)
 

@@ -57,8 +57,6 @@ def result(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    from edif_hpc.core import planes
-    from edif_hpc.core.errors import SettingsError
     from edif_hpc.core.home import Home
 
     from .http import Gateway
@@ -67,21 +65,8 @@ def result(
     gateway = Gateway(Home.locate(home))
     found = gateway.get(f"/api/requests/{request}")
     _refuse_without_result(found)
-    part = out.with_name(f".{out.name}.{request}.part") if out else Path(f".{request}.part")
     try:
-        began = part.stat().st_size if part.exists() else 0
-        with _progress(found["result_bytes"], began) as advance:
-            _download(gateway, found["result"], part, found["result_bytes"], advance)
-        first = _first_bytes(part)
-        file = out or Path(f"{request}.pt{'.zst' if first.startswith(ZSTD) else ''}")
-        if first == planes.MAGIC:
-            _unpack(part, file)
-        else:
-            part.replace(file)
-    except OSError as error:
-        raise SettingsError(
-            f"{part.parent.absolute()} takes no file ({error.strerror}); choose another with --out."
-        ) from None
+        file, began = fetch(gateway, found, out)
     except KeyboardInterrupt:
         print("Cut off; the same command goes on from here.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -93,6 +78,62 @@ def result(
         print(json_module.dumps(told, indent=2))
     else:
         print(f"{file} ({size(file.stat().st_size)})")
+
+
+def fetch(gateway: Gateway, found: dict[str, Any], out: Path | None) -> tuple[Path, int]:
+    """Download the result of a request that has one, as the gateway tells of it.
+
+    Returns:
+        The file, and how much of it an earlier download had left.
+
+    Raises:
+        SettingsError: there can be no such file.
+        WrongState: the result is of another form than the file's name says.
+        Unavailable: the connection breaks again and again.
+    """
+    from edif_hpc.core import planes
+    from edif_hpc.core.errors import SettingsError
+
+    request = found["id"]
+    _refuse_other_form(found, out)
+    part = out.with_name(f".{out.name}.{request}.part") if out else Path(f".{request}.part")
+    try:
+        began = part.stat().st_size if part.exists() else 0
+        with _progress(found["result_bytes"], began) as advance:
+            _download(gateway, found["result"], part, found["result_bytes"], advance)
+        first = _first_bytes(part)
+        suffix = _suffix(found) or f".pt{'.zst' if first.startswith(ZSTD) else ''}"
+        file = out or Path(f"{request}{suffix}")
+        if first == planes.MAGIC and not _suffix(found):
+            _unpack(part, file)
+        else:
+            part.replace(file)
+    except OSError as error:
+        raise SettingsError(
+            f"{part.parent.absolute()} takes no file ({error.strerror}); choose another with --out."
+        ) from None
+    return file, began
+
+
+def _suffix(found: dict[str, Any]) -> str:
+    """Of a script's result: the form it was asked for, or `.out` for a file that the script wrote itself."""
+    from edif_hpc.core.scripts.files import OWN_FORM
+
+    return {"": "", OWN_FORM: ".out"}.get(found["form"], f".{found['form']}")
+
+
+def _refuse_other_form(found: dict[str, Any], out: Path | None) -> None:
+    """Nothing is converted here, so a name must not promise it."""
+    from edif_hpc.core.errors import WrongState
+    from edif_hpc.core.scripts.files import FORMS
+
+    asked = out.suffix.removeprefix(".").lower() if out else ""
+    given = _suffix(found).removeprefix(".")
+    if asked in FORMS and given in FORMS and asked != given:
+        raise WrongState(
+            f"This result is a .{given} file, and nothing is converted here; take such a name, or submit the script "
+            f"again with --out {out}."
+        )
 
 
 def _refuse_without_result(found: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from edif_hpc.core.scripts import here
+
 from . import _connection, _local
 from ._connection import Choices, Connection
 from ._errors import NotConnected
@@ -51,6 +53,8 @@ def connect(
         Refused: the key is not good.
         Unreachable: nothing answers there.
     """
+    if here.is_running():  # nothing to point at: remote=True means here
+        return Connection("http://here.invalid", "", Choices(progress, trust))
     address = _local.address(url)
     connection = Connection(address, _local.api_key(address, key), Choices(progress, trust))
     if check:

@@ -17,8 +17,10 @@ from typing import Any
 
 import httpx
 
+from edif_hpc.core.scripts import here
+
 from . import _local
-from ._errors import NotConnected, Refused, Unreachable
+from ._errors import Misused, NotConnected, Refused, Unreachable
 
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 60.0
@@ -119,6 +121,8 @@ class Connection:
             return self._clients[1:]
 
     def _repeat(self, send: Callable[[httpx.Client], httpx.Response], patience: float, trouble: Trouble) -> Any:
+        if here.is_running():
+            raise Misused(here.NO_SERVICE)
         client = self._both()[0]
         deadline = time.monotonic() + patience
         for number, pause in enumerate(pauses()):
@@ -210,6 +214,8 @@ def current() -> Connection:
     Raises:
         NotConnected: neither is there.
     """
+    if here.is_running():
+        raise Misused(here.NO_SERVICE)
     if _current is not None:
         return _current
     url = _local.address()

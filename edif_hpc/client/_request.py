@@ -12,6 +12,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from edif_hpc.core.scripts.files import OWN_FORM
+
 from . import _download, _events, _formats, _loading, _shelf, _transfer
 from ._connection import Connection, current
 from ._errors import Misused, NotFinished, Refused
@@ -250,6 +252,9 @@ class Request:
             _shelf.touch(kept)
             return _loading.load(kept, lazy=lazy, trust=trust)
         source = _download.Source(self._connection, self.id)
+        if form := source.transfer.form:
+            what = "a file of its own" if form == OWN_FORM else f"a .{form} file"
+            raise Misused(f"This request left {what}, which torch did not write: .download('FILE') fetches it.")
         if source.transfer.size <= IN_MEMORY_BYTES and not lazy:
             progress.download(source.transfer.size)
             packed = _download.into_memory(source, progress.advance)

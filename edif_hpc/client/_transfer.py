@@ -28,12 +28,14 @@ class Transfer:
         size: bytes in all.
         part_bytes: bytes of each part but the last.
         digests: SHA-256 of each part, in hex; empty where the service gives none.
+        form: the suffix of a file that torch did not write, and that `result` so cannot load; else empty.
     """
 
     link: str
     size: int
     part_bytes: int
     digests: tuple[str, ...]
+    form: str = ""
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Transfer:
@@ -49,7 +51,8 @@ class Transfer:
         part_bytes, digests = int(given.get("part_bytes") or 0), tuple(given.get("digests") or ())
         if part_bytes < 1 or len(digests) != -(-int(size) // part_bytes):
             part_bytes, digests = PART_BYTES, ()
-        return cls(record["result"], int(size), part_bytes, digests)
+        form = record.get("form") or ""
+        return cls(record["result"], int(size), part_bytes, digests, "" if form == "pt" else form)
 
     @property
     def parts(self) -> int:

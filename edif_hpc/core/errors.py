@@ -19,6 +19,7 @@ never one of these.
     ├── QuotaExceeded             429  quota
     ├── Unavailable               503  unavailable         Redis or the store is away; try again
     ├── LeaseLost                 409  lease_lost          the attempt's token is no longer the current one
+    ├── SavedError                422  saved               a value that the result's file cannot hold
     ├── TransferError             502  transfer            a result that came damaged, cut off or larger than allowed
     └── ComponentError            500  component           a component could not start or is of another version
         └── HostError             500  model_host          a model host could not load its model
@@ -100,6 +101,11 @@ class Unavailable(EdifError):
 class LeaseLost(EdifError):
     code = "lease_lost"
     http_status = 409
+
+
+class SavedError(EdifError):
+    code = "saved"
+    http_status = 422
 
 
 class TransferError(EdifError):

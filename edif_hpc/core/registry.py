@@ -51,6 +51,8 @@ class WorkerRecord(BaseModel):
     running: int = 0
     completed: int = 0
     models: list[ModelRecord] = []
+    unable: dict[str, str] = {}
+    """Targets that somebody waits for and this worker can never serve, with the reason."""
 
 
 class Registry:

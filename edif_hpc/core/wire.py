@@ -53,15 +53,24 @@ class Status(StrEnum):
         return self in (Status.COMPLETED, Status.ERROR)
 
 
-class ResultFormat(StrEnum):
-    """How a result's bytes are to be read: all of them are a file of torch.save in the end.
+class Kind(StrEnum):
+    """What a request's payload is: a block that nnsight traced, or a script that runs as a whole."""
 
-    A stock client can read the first two and chooses by `compress`; `planes` is described in `core.planes`.
+    TRACE = "trace"
+    SCRIPT = "script"
+
+
+class ResultFormat(StrEnum):
+    """How a result's bytes are to be read: those of a trace are a file of torch.save in the end.
+
+    A stock client can read the first two and chooses by `compress`; `planes` is described in `core.planes`. What a
+    script leaves is a file as its user wants it, and nothing is packed around it.
     """
 
     PLAIN = "plain"
     ZSTD = "zstd"
     PLANES = "planes"
+    FILE = "file"
 
     @classmethod
     def of(cls, asked: str, compress: bool) -> ResultFormat:

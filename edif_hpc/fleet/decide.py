@@ -95,18 +95,31 @@ class Pool:
     def room(self) -> bool:
         return not (self.stopped or self.trouble or self.launching) and len(self.launched) < self.most
 
-    def serves(self, repo_id: str) -> bool:
-        return any(fnmatchcase(repo_id, pattern) for pattern in self.models)
+    def serves(self, target: Target) -> bool:
+        """Whether its workers may: all models of the target, for requests that may be asked of this pool."""
+        repo_ids = target.repo_ids or (target.repo_id,)
+        return target.pool in ("", self.name) and all(
+            any(fnmatchcase(repo_id, pattern) for pattern in self.models) for repo_id in repo_ids
+        )
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model that requests wait for; `waited` is for how many seconds the oldest of them has."""
+    """What requests wait for, one model or several; `waited` is for how many seconds the oldest of them has.
+
+    Args:
+        repo_id: the model's, for sentences and patterns; of several all, as `repo_ids` has them one by one.
+        models: keys of several.
+        pool: the only one that may serve it; empty: any.
+    """
 
     key: str
     repo_id: str
     waiting: int
     waited: float = 0.0
+    repo_ids: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    pool: str = ""
 
 
 @dataclass
@@ -136,7 +149,8 @@ def _consider(
 ) -> None:
     serving = [worker for worker in workers if worker.state != "draining"]
     reached = _reached(target, serving, pools)
-    able = [pool for pool in pools if pool.serves(target.repo_id)]
+    unable = {worker.pool for worker in workers if target.key in worker.unable}
+    able = [pool for pool in pools if pool.serves(target) and pool.name not in unable]
     if reached.served and not reached.deep:
         able = [pool for pool in able if reached.busy and target.waited > pool.patience.wait_seconds]
     if reached.served and not able:
@@ -179,14 +193,18 @@ def _reached(target: Target, serving: Sequence[WorkerRecord], pools: Sequence[Po
     holding, loading, free, failures = 0, 0, 0, []
     for worker in serving:
         pool = patterns.get(worker.pool)
-        if pool and not pool.serves(target.repo_id):
+        if target.key in worker.unable:
+            failures.append(worker.unable[target.key])
             continue
-        model = next((model for model in worker.models if model.model_key == target.key), None)
-        if model and model.state == "failed":
-            failures.append(model.error)
-        elif model:
+        if (pool and not pool.serves(target)) or target.pool not in ("", worker.pool):
+            continue
+        keys = target.models or (target.key,)
+        held = [model for model in worker.models if model.model_key in keys]
+        if failed := [model for model in held if model.state == "failed"]:
+            failures.append(failed[0].error)
+        elif len(held) == len(keys):
             holding += 1
-            loading += model.state == "loading"
+            loading += any(model.state == "loading" for model in held)
         elif not worker.running or worker.state == "starting":
             free += 1
     deep = target.waiting > DEEP_QUEUE * max(1, holding + free)

@@ -23,7 +23,8 @@ from edif_hpc.core.queue import Queue, keys
 from edif_hpc.core.registry import Registry, WorkerRecord
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
-from edif_hpc.core.wire import ModelKey, Status
+from edif_hpc.core.target import Target as Needed
+from edif_hpc.core.wire import Status
 
 from .acts import Acts
 from .announce import announce, leave
@@ -312,10 +313,11 @@ def _patience(pool: PoolSettings, settings: Settings) -> Patience:
 
 def _target(key: str, waiting: int, waited: float = 0.0) -> Target:
     try:
-        repo_id = ModelKey.parse(key).repo_id
+        found = Needed.parse(key)
     except EdifError:
-        repo_id = key
-    return Target(key, repo_id, waiting, waited)
+        return Target(key, key, waiting, waited)
+    repo_ids, models = tuple(each.repo_id for each in found.keys), tuple(map(str, found.keys))
+    return Target(key, found.name, waiting, waited, repo_ids, models, found.pool)
 
 
 async def _sleep(stop: asyncio.Event, seconds: float) -> None:

@@ -35,6 +35,7 @@ from .public import Public
 from .pulse import Pulse
 from .records import Records
 from .results import Results
+from .scripts import Scripts
 from .sessions import Sessions
 from .stats import Stats
 from .subscribe import Subscribe
@@ -83,6 +84,7 @@ def create_app(
     )
     door = Door(settings, cache, observed)
     intake = Intake(settings, auth, door, queue, store, sessions, spool)
+    scripts = Scripts(settings, auth, door, intake)
     subscribe = Subscribe(auth, sessions, answers, stats)
     results = Results(queue, store, link_secret, stats)
     records = Records(auth, queue, events, answers, sessions)
@@ -115,6 +117,7 @@ def create_app(
         Route("/env", public.env),
         Route("/whoami", public.whoami),
         Route("/metrics", metrics.get),
+        Route("/api/scripts", scripts.post, methods=["POST"]),
         Route("/api/requests", records.list_recent),
         Route("/api/dead", records.list_dead),
         Route("/api/requests/{request_id}", records.show),

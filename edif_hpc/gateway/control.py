@@ -18,7 +18,8 @@ from edif_hpc.core.errors import ModelError, NotYours, Unavailable, WrongState
 from edif_hpc.core.queue import Queue, Submission
 from edif_hpc.core.settings import LimitSettings
 from edif_hpc.core.store import Store, in_thread, payload_key
-from edif_hpc.core.wire import ModelKey, Status
+from edif_hpc.core.target import Target
+from edif_hpc.core.wire import Status
 
 from .auth import Auth, User
 from .door import Door
@@ -64,7 +65,7 @@ class Control:
     async def _submit(self, request_id: str, found: dict[str, str], payload: bytes | None) -> str:
         record: dict[str, Any] = json.loads(found["record"])
         declared = float(found["declared"]) / 1000
-        refusal = await self.door.refusal(ModelKey.parse(found["target"]), record.get("env") or {}, declared)
+        refusal = await self.door.refusal(Target.parse(found["target"]), record.get("env") or {}, declared)
         if refusal:
             raise ModelError(refusal)
         again = uuid.uuid4().hex

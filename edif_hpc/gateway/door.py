@@ -19,10 +19,11 @@ from edif_hpc.core.errors import ModelError
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.settings import Settings
+from edif_hpc.core.target import Target
 from edif_hpc.core.walltime import flush_seconds
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.checkpoint import Checkpoint, describe
-from edif_hpc.hardware.memory import check_fits
+from edif_hpc.hardware.memory import check_fits, gib, required_bytes
 from edif_hpc.hardware.tensor_parallel import check_split
 
 from .observed import Observed
@@ -40,40 +41,59 @@ class Door:
         self.observed = observed
         self._described: dict[tuple[str, str | None], tuple[float, Checkpoint]] = {}
 
-    async def refusal(self, key: ModelKey, env: dict[str, Any], declared_seconds: float = 0.0) -> str:
+    async def refusal(self, target: Target, env: dict[str, Any], declared_seconds: float = 0.0) -> str:
         """Why this cannot be asked for, in one sentence; "" when it can.
 
         Args:
             declared_seconds: how long the run will take, in its user's opinion; 0: none was given.
         """
         try:
-            self._check_time(key, declared_seconds)
-            check_model(self.settings.models, key)
+            self._check_time(target, declared_seconds)
             self._check_adapter(env.get("peft"))
-            checkpoint = await self._describe(key.repo_id, key.revision)
-            if checkpoint.adapter:
-                raise ModelError(
-                    f"{key.repo_id!r} is a PEFT adapter, not a model; load its base {checkpoint.base!r} and name the "
-                    "adapter with peft=."
-                )
-            models = self.settings.models
-            check_split(checkpoint, models.tensor_parallel)
-            largest = await self._largest()
-            check_fits(checkpoint, largest, models.dtype.get(key.repo_id, "auto"), ranks=models.tensor_parallel)
+            checkpoints = [await self._checked(key) for key in target.keys]
+            await self._check_room(checkpoints)
         except ModelError as error:
             return str(error)
         return ""
 
-    def _check_time(self, key: ModelKey, seconds: float) -> None:
+    async def _checked(self, key: ModelKey) -> Checkpoint:
+        """A model that may be served here, by itself."""
+        check_model(self.settings.models, key)
+        checkpoint = await self._describe(key.repo_id, key.revision)
+        if checkpoint.adapter:
+            raise ModelError(
+                f"{key.repo_id!r} is a PEFT adapter, not a model; load its base {checkpoint.base!r} and name the "
+                "adapter with peft=."
+            )
+        check_split(checkpoint, self.settings.models.tensor_parallel)
+        return checkpoint
+
+    async def _check_room(self, checkpoints: list[Checkpoint]) -> None:
+        models, largest = self.settings.models, await self._largest()
+        dtypes = [models.dtype.get(checkpoint.repo_id, "auto") for checkpoint in checkpoints]
+        for checkpoint, dtype in zip(checkpoints, dtypes, strict=True):
+            check_fits(checkpoint, largest, dtype, ranks=models.tensor_parallel)
+        if len(checkpoints) > 1:
+            needed = sum(map(required_bytes, checkpoints, dtypes))
+            together = await self._largest(together=True)
+            if needed > together:
+                raise ModelError(
+                    f"{' and '.join(checkpoint.repo_id for checkpoint in checkpoints)} need about {gib(needed)} "
+                    f"together, and the largest worker has {gib(together)}; use fewer or smaller models at a time, or "
+                    "ask the admin for a larger worker."
+                )
+
+    def _check_time(self, target: Target, seconds: float) -> None:
         """Only what somebody declared: what is learnt is learnt from runs that fitted."""
-        pools = [pool for pool in self.settings.pool if pool.serves(key.repo_id)]
+        pools = [pool for pool in self.settings.pool if all(pool.serves(key.repo_id) for key in target.keys)]
+        pools = [pool for pool in pools if target.pool in ("", pool.name)]
         if not pools or any(pool.launcher == "local" for pool in pools):
             return
         times = (pool.walltime_seconds for pool in pools)
         longest = max(time - flush_seconds(time) for time in times)
         if seconds > longest:
             raise ModelError(
-                f"This would take {seconds:.0f} s, and the longest allocation for {key.repo_id!r} leaves "
+                f"This would take {seconds:.0f} s, and the longest allocation for {target.name!r} leaves "
                 f"{longest:.0f} s for a run; split it, or ask the admin for a pool with more time."
             )
 
@@ -97,13 +117,15 @@ class Door:
             self._described[repo_id, revision] = (now + CACHE_SECONDS, checkpoint)
         return checkpoint
 
-    async def _largest(self) -> int:
-        """Memory of the largest worker there is or could be, in bytes."""
+    async def _largest(self, *, together: bool = False) -> int:
+        """Memory of the largest worker there is or could be, in bytes: for one model, or for several `together`."""
         settings = self.settings
         own = self._told() or max(map(_memory, settings.pool), default=_here())
-        if settings.worker.isolation is Isolation.NONE and any(pool.accelerator != "cpu" for pool in settings.pool):
-            own = sys.maxsize  # models are spread there, over as many devices as only a worker can count
-        return max([own, *(each.model_memory or each.memory_budget for each in await self.observed.workers())])
+        gpus = any(pool.accelerator != "cpu" for pool in settings.pool)
+        if gpus and (together or settings.worker.isolation is Isolation.NONE):
+            own = sys.maxsize  # over as many devices as only a worker can count
+        workers = await self.observed.workers()
+        return max([own, *(w.memory_budget if together else w.model_memory or w.memory_budget for w in workers)])
 
     def _told(self) -> int:
         """What the settings say; where workers may have GPUs, it is for each of those that share a model."""

@@ -19,9 +19,11 @@ from edif_hpc.core.queue import Queue, Submission
 from edif_hpc.core.queue.queue import FOREVER_SECONDS
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_thread, payload_key
+from edif_hpc.core.target import Target
 from edif_hpc.core.wire import (
     FORMAT_HEADER,
     Envelope,
+    Kind,
     ModelKey,
     ResultFormat,
     Status,
@@ -34,7 +36,6 @@ from .door import Door
 from .multipart import Payload, read_form
 from .sessions import Sessions
 
-KIND = "trace"
 VERSION_LENGTH = 200
 IDEMPOTENCY_HEADER = "idempotency-key"
 EXPECTED_HEADER = "edif-expected-seconds"
@@ -70,13 +71,13 @@ class Intake:
             asked = request.headers.get(FORMAT_HEADER, "")
             ResultFormat.of(asked, envelope.compress)
             idempotency_key = request.headers.get(IDEMPOTENCY_HEADER, "")
-            request_id = _new_id(user, idempotency_key)
+            request_id = new_id(user, idempotency_key)
             request.scope["edif_notes"].update(request=request_id, user=user.name, bytes=payload.size)
             submission = Submission(
                 request_id=request_id,
                 user=user.name,
                 target=str(key),
-                kind=KIND,
+                kind=Kind.TRACE.value,
                 record={
                     "model_key": str(key),
                     "compress": envelope.compress,
@@ -90,13 +91,18 @@ class Intake:
                 priority=user.priority,
                 declared_seconds=declared,
             )
-            refusal = await self.door.refusal(key, envelope.env, declared)
-            await self._submit(submission, payload, refusal, again=bool(idempotency_key))
+            refusal = await self.door.refusal(Target.of([key]), envelope.env, declared)
+            await self.accept(submission, payload, refusal, again=bool(idempotency_key))
         finally:
             payload.close()
         return JSONResponse(status_message(request_id, Status.RECEIVED.value, "Accepted."))
 
-    async def _submit(self, submission: Submission, payload: Payload, refusal: str, *, again: bool) -> None:
+    async def accept(self, submission: Submission, payload: Payload, refusal: str = "", *, again: bool) -> None:
+        """Give a request its place in the queue, its payload to Redis or to the store.
+
+        Args:
+            again: whether it may be there already, since its id was made of an idempotency key.
+        """
         if not refusal and (payload.on_disk or self.redis_is_full):
             submission = replace(submission, object_key=await self._store(submission.request_id, payload))
         elif not refusal:
@@ -129,7 +135,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _new_id(user: User, idempotency_key: str) -> str:
+def new_id(user: User, idempotency_key: str) -> str:
     """A fresh id, or the same one for the same user's same key, so that a client may safely submit twice."""
     if not idempotency_key:
         return uuid.uuid4().hex

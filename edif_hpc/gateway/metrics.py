@@ -15,7 +15,7 @@ from starlette.responses import Response
 from edif_hpc.core.queue import Queue, keys
 from edif_hpc.core.registry import WorkerRecord
 from edif_hpc.core.tally import slurm_commands
-from edif_hpc.core.wire import ModelKey
+from edif_hpc.core.target import Target
 
 from .auth import METRICS_TAG, Auth
 from .observed import Observed
@@ -110,9 +110,9 @@ def _queue(waiting: dict[str, int]) -> Iterator[Metric]:
     family = GaugeMetricFamily("edif_waiting", "Requests that wait, by model.", labels=["model", "revision"])
     totals: dict[tuple[str, str], int] = {}
     for target, count in waiting.items():
-        key = ModelKey.parse(target)
-        labels = (key.repo_id, key.revision or "main")
-        totals[labels] = totals.get(labels, 0) + count
+        for key in Target.parse(target).keys:
+            labels = (key.repo_id, key.revision or "main")
+            totals[labels] = totals.get(labels, 0) + count
     for labels, total in totals.items():
         family.add_metric(labels, total)
     yield family

@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from edif_hpc.core.queue import Queue, keys
 from edif_hpc.core.tally import slurm_commands
+from edif_hpc.core.target import Target
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.hardware.memory import required_bytes
 
@@ -40,8 +41,8 @@ class Overview:
         await self.auth.user(request)
         waiting: dict[str, int] = {}
         for target, count in (await self.queue.waiting()).items():
-            repo_id = ModelKey.parse(target).repo_id
-            waiting[repo_id] = waiting.get(repo_id, 0) + count
+            for key in Target.parse(target).keys:
+                waiting[key.repo_id] = waiting.get(key.repo_id, 0) + count
         held: dict[str, list[dict[str, object]]] = {}
         for worker in await self.observed.workers():
             for model in worker.models:

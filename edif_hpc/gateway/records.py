@@ -13,7 +13,9 @@ from starlette.responses import JSONResponse, Response
 from edif_hpc.core.errors import EnvelopeError, NotYours
 from edif_hpc.core.queue import Event, Events, Queue, keys
 from edif_hpc.core.queue.events import START
-from edif_hpc.core.wire import ModelKey, Status, status_message
+from edif_hpc.core.scripts.files import OWN_FORM
+from edif_hpc.core.target import Target
+from edif_hpc.core.wire import Status, status_message
 
 from .answers import Answers
 from .auth import Auth, User
@@ -23,7 +25,7 @@ TIMES = ("submitted", "claimed", "finished")
 LATEST = ("user", "status", "description", "data", "meta")
 SUMMARY = (
     "user", "target", "kind", "state", "status", "description", "submitted", "claimed", "updated", "finished",
-    "attempt", "worker", "dead", "repeats", "repeated_by", "data", "meta",
+    "attempt", "worker", "dead", "repeats", "repeated_by", "data", "meta", "record",
 )  # fmt: skip
 TRANSFER = ("bytes", "format", "part_bytes", "digests")
 """What our own client checks a download by: SHA-256 of each part of `part_bytes`, as the worker had it."""
@@ -166,13 +168,15 @@ def _summary(request_id: str, found: dict[str, str]) -> dict[str, Any]:
     """A request for people: times in Unix seconds."""
     target = found.get("target", "")
     times = {name: int(found[name]) / 1000 if found.get(name) else None for name in TIMES}
-    data = _json(found, "data") or {}
+    data, record, meta = (_json(found, name) or {} for name in ("data", "record", "meta"))
     return {
         "id": request_id,
+        "name": record.get("name", ""),
         "user": found.get("user", ""),
-        "model": ModelKey.parse(target).repo_id if ":" in target else target,
+        "model": Target.parse(target).name if ":" in target else target,
         "model_key": target,
         "kind": found.get("kind", ""),
+        "form": OWN_FORM if meta.get("own_file") else record.get("form", ""),
         "status": found.get("status", ""),
         "description": found.get("description", ""),
         **times,
@@ -182,7 +186,7 @@ def _summary(request_id: str, found: dict[str, str]) -> dict[str, Any]:
         "repeats": found.get("repeats", ""),
         "repeated_by": found.get("repeated_by", ""),
         "result_bytes": data.get("bytes", data.get("inline")),
-        "meta": _json(found, "meta"),
+        "meta": meta or None,
     }
 
 

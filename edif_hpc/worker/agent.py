@@ -28,6 +28,7 @@ from . import contract
 from .attempt import Attempt, log_end
 from .drain import Drain
 from .handover import Chain, Handover, Serving
+from .offers import offers
 from .provision import Provision
 from .residents import Resident, Residents
 from .spool import Spool
@@ -38,6 +39,7 @@ logger = log.get("worker")
 PREFETCH_BELOW_SECONDS = 0.5
 """A request is claimed ahead of a free slot only when runs are this short: behind a long one it would be stuck, while
 another worker may be free."""
+TURNS_SECONDS = 600.0  # how long it is remembered that a target had its turn
 REDIS_PAUSE_SECONDS = 1.0
 CANCEL_SECONDS = 0.5
 FIRST_CONTACT_SECONDS = 60.0
@@ -65,6 +67,7 @@ class Agent:
         folder = Path(settings.worker.spool).expanduser() if settings.worker.spool else residents.scratch
         self.spool = Spool(folder, settings.worker.spool_bytes)
         self.attempts: dict[str, Attempt] = {}
+        self._claimed: dict[str, float] = {}  # when something last was for each target, so that they take turns
         self.draining = asyncio.Event()
         self.drain_reason = Release.HANDBACK
         self._wake = asyncio.Event()
@@ -78,7 +81,9 @@ class Agent:
         self.handover = Handover(record, chain, lineages, self.registry, serving) if chain else None
         patience = settings.worker.heartbeat_seconds
         serves = pool.serves if pool else _anything
-        self.provision = Provision(queue, residents, serves, patience, self._model_ready, self._wake.set)
+        self.provision = Provision(
+            queue, residents, serves, patience, self._model_ready, self._wake.set, pool=record.pool
+        )  # fmt: skip
 
     @property
     def lease_seconds(self) -> float:
@@ -231,19 +236,22 @@ class Agent:
             self.stop(Release.WALLTIME)
 
     async def _claim_next(self) -> Claim | None:
-        free = {str(resident.key): resident for resident in self.residents.ready() if self._has_slot(resident)}
-        targets = sorted(free, key=lambda key: free[key].last_used)
-        claim = await self.queue.claim(
-            self.record.worker_id, targets, self.lease_seconds, self.remaining_seconds()
-        )  # fmt: skip
+        now = time.monotonic()
+        free = offers(self.residents.ready(), self.provision.sets, self._has_slot, self._claimed, now)
+        remaining = self.remaining_seconds()
+        claim = await self.queue.claim(self.record.worker_id, list(free), self.lease_seconds, remaining)
         if claim is None:
             return None
-        resident = free[claim.target]
-        ahead = resident.running >= self.settings.worker.concurrency
-        resident.running += 1
-        resident.last_used = self._last_busy = time.monotonic()
+        residents = free[claim.target]
+        ahead = any(resident.running >= self.settings.worker.concurrency for resident in residents)
+        self._last_busy = time.monotonic()
+        self._claimed = {target: at for target, at in self._claimed.items() if now - at < TURNS_SECONDS}
+        self._claimed[claim.target] = self._last_busy
+        for resident in residents:
+            resident.running += 1
+            resident.last_used = self._last_busy
         attempt = Attempt(
-            claim, resident, self.queue, self.store, self.settings, self.spool, self._leave_place, ahead=ahead
+            claim, residents, self.queue, self.store, self.settings, self.spool, self._leave_place, ahead=ahead
         )
         self.attempts[claim.request_id] = attempt
         self._spawn(self._serve(attempt))
@@ -255,7 +263,7 @@ class Agent:
         if resident.running < slots:
             return True
         now = time.monotonic()
-        ahead = [each for each in self.attempts.values() if each.resident is resident and each.holds_place]
+        ahead = [each for each in self.attempts.values() if resident in each.residents and each.holds_place]
         short = all(
             0 < attempt.claim.expected_seconds < PREFETCH_BELOW_SECONDS > now - attempt.claimed for attempt in ahead
         )
@@ -284,8 +292,9 @@ class Agent:
         """An attempt needs its model no more: it has ended, or its result waits on disk for the object store."""
         if attempt.holds_place:
             attempt.holds_place = False
-            attempt.resident.running -= 1
-            attempt.resident.last_used = time.monotonic()
+            for resident in attempt.residents:
+                resident.running -= 1
+                resident.last_used = time.monotonic()
             self._wake.set()
             self.provision.stir()
 
@@ -316,6 +325,7 @@ class Agent:
         self.record.version = __version__
         self.record.running = len(self.attempts)
         self.record.models = self.residents.records()
+        self.record.unable = self.provision.unable
         self.record.memory_used = sum(model.memory_bytes for model in self.record.models)
         await self.registry.announce(self.record, self.lease_seconds)
 

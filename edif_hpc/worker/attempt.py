@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from edif_hpc.core import log
@@ -18,7 +18,7 @@ from edif_hpc.core.errors import EdifError, HostError, LeaseLost, Unavailable
 from edif_hpc.core.queue import Claim, Queue, Release, Step
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store, in_daemon, result_key
-from edif_hpc.core.wire import ResultFormat, Status
+from edif_hpc.core.wire import Kind, ResultFormat, Status
 
 from . import digests
 from .contract import Limits, Outcome, ResultFile, RunSpec, Verdict
@@ -45,9 +45,10 @@ class Interrupted(Exception):
 
 
 class Attempt:
-    """Runs one claim on a resident model.
+    """Runs one claim on a resident model, with others beside it if it needs several.
 
     Args:
+        residents: the models; it runs at the first one's host.
         spool: where its result may wait for the object store.
         on_waiting: called once when it does, and so needs the model no more.
     """
@@ -55,7 +56,7 @@ class Attempt:
     def __init__(
         self,
         claim: Claim,
-        resident: Resident,
+        residents: Sequence[Resident],
         queue: Queue,
         store: Store,
         settings: Settings,
@@ -71,7 +72,7 @@ class Attempt:
         """Whether it counts among those that the model runs."""
         self.ahead = ahead
         """Claimed while another one ran, so that nothing waits between the two."""
-        self.resident = resident
+        self.residents = tuple(residents)
         self.queue = queue
         self.store = store
         self.settings = settings
@@ -115,8 +116,8 @@ class Attempt:
         self._stop.set()
 
     def _kill(self) -> None:
-        if self.resident.host:
-            self.resident.host.cancel(self.run_id)
+        if host := self.residents[0].host:
+            host.cancel(self.run_id)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -142,22 +143,30 @@ class Attempt:
         return outcome
 
     @property
+    def _kind(self) -> Kind:
+        return Kind(self.claim.kind)
+
+    @property
     def _format(self) -> ResultFormat:
         record = self.claim.record
+        if self._kind is Kind.SCRIPT:
+            return ResultFormat.FILE
         return ResultFormat.of(record.get("format", ""), bool(record.get("compress")))
 
     async def _execute(self) -> Outcome:
-        host = self.resident.host
-        if host is None:
+        hosts = [resident.host for resident in self.residents if resident.host]
+        if len(hosts) < len(self.residents):
             return Outcome(Verdict.LOST, "the model host was gone")
         limits, record = self.settings.limits, self.claim.record
         spec = RunSpec(
             format=self._format,
+            kind=self._kind,
+            form=record.get("form", ""),
             run_id=self.run_id,
             compress=bool(record.get("compress")),
             env=record.get("env") or {},
             limits=Limits(
-                run_seconds=limits.run_seconds,
+                run_seconds=min(limits.run_seconds, record.get("seconds") or limits.run_seconds),
                 memory_bytes=limits.memory_bytes,
                 result_bytes=limits.result_bytes,
                 payload_bytes=limits.payload_bytes,
@@ -171,7 +180,7 @@ class Attempt:
         except Interrupted:
             return Outcome(Verdict.CANCELLED)
         try:
-            return await host.run(spec, payload, self._on_log, self._on_start)
+            return await hosts[0].run(spec, payload, self._on_log, self._on_start, hosts[1:])
         except HostError as error:
             return Outcome(Verdict.LOST, str(error))
 

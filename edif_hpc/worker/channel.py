@@ -18,7 +18,8 @@ from typing import Any
 
 MESSAGE_BYTES = 128 * 1024
 """The largest message; below what the kernel's default socket buffer takes in one piece (208 KiB)."""
-MAX_FDS = 4
+MAX_FDS = 24
+"""Of one message: those of a run, and two for each model that is lent to it."""
 _buffer = bytearray(MESSAGE_BYTES)
 """What every channel of this process receives into: one thread reads them all, and a message is decoded at once."""
 BURST = 32

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edif_hpc.core.isolation import Isolation
-from edif_hpc.core.wire import ResultFormat
+from edif_hpc.core.wire import Kind, ResultFormat
 
 MIB = 1024 * 1024
 
@@ -89,6 +89,9 @@ class RunSpec:
     env: dict[str, Any]
     limits: Limits = Limits()
     format: ResultFormat = ResultFormat.ZSTD
+    kind: Kind = Kind.TRACE
+    form: str = ""
+    """Of a script: the suffix of the file that its saved values are written as."""
 
 
 class Verdict(StrEnum):
@@ -125,7 +128,7 @@ class Outcome:
         description: empty on success; the user's traceback or one sentence otherwise.
         result: only when completed.
         meta: `runtime` (s), `max_memory_usage` (bytes), `max_mem_by_gpu`, `max_mem_pct_by_gpu` (string keys); on
-            out-of-memory also `alloc_shortfall_by_gpu`.
+            out-of-memory also `alloc_shortfall_by_gpu`. `own_file` where a script wrote its result's file itself.
         isolation: the level this run really had.
     """
 

@@ -11,7 +11,7 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,8 +19,9 @@ from typing import NoReturn
 import torch
 
 from edif_hpc.core.isolation import Isolation
-from edif_hpc.worker import prefault, sandbox
+from edif_hpc.worker import companions, prefault, sandbox
 from edif_hpc.worker.channel import Channel
+from edif_hpc.worker.companions import Companion
 from edif_hpc.worker.contract import HostSpec, RunSpec
 from edif_hpc.worker.messages import finished_message, run_spec
 from edif_hpc.worker.process import PASSED_ON_PREFIXES, mapped_bytes
@@ -58,30 +59,36 @@ def adapter_paths(folders: Iterable[str]) -> tuple[Path, ...]:
     return (*paths, *links)
 
 
-def serve(preparation: Preparation, channel: Channel, processes: int) -> NoReturn:
-    """Be an executor: prepare, wait, run one request, end. Never returns into the zygote's stack."""
+def serve(preparation: Preparation, channel: Channel, processes: int, others: Sequence[Companion] = ()) -> NoReturn:
+    """Be an executor: prepare, wait, run one request, end. Never returns into the zygote's stack.
+
+    Args:
+        others: further models for the request that this one is made for.
+    """
     fd = channel.detach()  # the sandbox moves it; the old object must not close somebody else's number
     code = 1
     try:
-        code = _serve(preparation, fd, processes)
+        code = _serve(preparation, fd, processes, others)
     except Exception as error:  # noqa: BLE001 - nobody above would tell the agent
         _report_broken(fd, error)
     finally:
         os._exit(code)
 
 
-def _serve(preparation: Preparation, fd: int, processes: int) -> int:
-    mapped = _prepare(preparation, fd, processes)
+def _serve(preparation: Preparation, fd: int, processes: int, others: Sequence[Companion]) -> int:
+    mapped = _prepare(preparation, fd, processes, others)
     channel = Channel.from_fd(CHANNEL_FD)
     channel.send({"type": "prepared", "level": preparation.level.value})
     received = channel.receive()
     if received is None:  # the agent is gone or does not need this one
         return 0
-    message, (payload, result) = received
+    message, (payload, result, *output) = received
     spec = run_spec(message)
     limit(spec, preparation.spec, mapped)
     channel.send({"type": "started"})
-    finished = preparation.runner.run(spec, payload, result, lambda line: channel.send({"type": "log", "line": line}))
+    finished = preparation.runner.run(
+        spec, payload, result, lambda line: channel.send({"type": "log", "line": line}), *output
+    )
     channel.send(finished_message(finished))
     return 0
 
@@ -96,10 +103,11 @@ def _report_broken(fd: int, error: Exception) -> None:
         return
 
 
-def _prepare(preparation: Preparation, fd: int, processes: int) -> int:
+def _prepare(preparation: Preparation, fd: int, processes: int, others: Sequence[Companion]) -> int:
     """Lock down; returns the size of the address space that was there before any request."""
     spec = preparation.spec
     prefault.bring(preparation.pages)
+    preparation.runner.others = {each.spec.model_key: companions.built(each) for each in others}
     _reseed()
     if spec.threads > 1:
         torch.set_num_threads(spec.threads)
@@ -115,7 +123,7 @@ def _prepare(preparation: Preparation, fd: int, processes: int) -> int:
             file_bytes=0,
             processes=processes,
             open_files=OPEN_FILES,
-            keep_fds=(fd, preparation.handles) if on_device else (fd,),
+            keep_fds=(fd, preparation.handles, *(each.fds[0] for each in others)) if on_device else (fd,),
             nice=spec.nice,
             devices=_device_nodes() if on_device else (),
             parent=preparation.zygote,
@@ -126,7 +134,7 @@ def _prepare(preparation: Preparation, fd: int, processes: int) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if on_device:
         os.environ.update(environment)  # which of the devices are ours
-        _attach_device(preparation)
+        _attach_device(preparation, others)
     return mapped
 
 
@@ -136,12 +144,14 @@ def _device_nodes() -> tuple[Path, ...]:
     return device_weights.nodes()
 
 
-def _attach_device(preparation: Preparation) -> None:
+def _attach_device(preparation: Preparation, others: Sequence[Companion]) -> None:
     """After the lock-down, since the driver starts threads, which Landlock would not cover. Not run on a device yet."""
     from edif_hpc.worker import device_weights
 
     device_weights.attach(preparation.runner.model, HANDLES_FD, preparation.spec.device)
     os.close(HANDLES_FD)
+    for number, each in enumerate(others, HANDLES_FD + 1):
+        companions.attach(each, preparation.runner.others[each.spec.model_key], number)
 
 
 def limit(spec: RunSpec, host: HostSpec, mapped: int) -> None:

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 
+from edif_hpc.worker import companions
 from edif_hpc.worker.channel import AsyncChannel, Channel, ChannelError, Message, close_all
 from edif_hpc.worker.contract import Outcome, Verdict
 from edif_hpc.worker.ends import explain
@@ -28,9 +29,11 @@ GIVE_UP_AFTER = 8
 class Executor:
     """One forked process, from the fork to its end."""
 
-    def __init__(self, pool: Executors, pid: int, pidfd: int, channel_fd: int) -> None:
+    def __init__(self, pool: Executors, pid: int, pidfd: int, channel_fd: int, ordered_by: Run | None = None) -> None:
         self.pid = pid
         self.run: Run | None = None
+        self.ordered_by = ordered_by
+        """The run that it was made for, if it was."""
         self.status: int | None = None
         self.prepared = False
         self.trouble = ""
@@ -131,6 +134,9 @@ class Executors:
         self._all: dict[int, Executor] = {}
         self._ready: deque[Executor] = deque()
         self._wanted: deque[Run] = deque()
+        self._orders: dict[int, Run] = {}
+        self._ordered: deque[Executor] = deque()
+        self._order = 0
         self._asked = 0
         self._failures = 0
         self._pause: asyncio.TimerHandle | None = None
@@ -140,14 +146,24 @@ class Executors:
         return {f"executor-{pid}": pid for pid in self._all}
 
     async def run(self, run: Run) -> Outcome:
-        self._wanted.append(run)
-        self._match()
+        if run.companions:
+            self._make_to_order(run)
+        else:
+            self._wanted.append(run)
+            self._match()
         return await run.outcome
+
+    def _make_to_order(self, run: Run) -> None:
+        """Have an executor forked that maps other models too."""
+        self._order += 1
+        self._orders[self._order] = run
+        messages, fds = companions.message_of(run.companions)
+        self._zygote.send({"type": "fork", "order": self._order, "companions": messages}, fds)
 
     def cancel(self, run: Run) -> None:
         run.end(Verdict.CANCELLED, CANCELLED)
         for executor in self._all.values():
-            if executor.run is run:
+            if run in (executor.run, executor.ordered_by):
                 executor.kill()
 
     def ended(self, status: int) -> None:
@@ -168,14 +184,23 @@ class Executors:
             executor.close()
 
     def prepared(self, executor: Executor) -> None:
-        self._asked -= 1
-        self._ready.append(executor)
+        if executor.ordered_by is not None:
+            self._ordered.append(executor)
+        else:
+            self._asked -= 1
+            self._ready.append(executor)
         self._match()
 
     def gone(self, executor: Executor) -> None:
         self._all.pop(executor.pid, None)
         executor.close()
         if executor.run is not None:
+            return
+        if executor.ordered_by is not None:
+            if executor in self._ordered:
+                self._ordered.remove(executor)
+            why = executor.trouble or explain(executor.status or 0, 0)[1]
+            executor.ordered_by.end(Verdict.LOST, f"The executor for several models could not be made ready: {why}")
             return
         if executor.prepared:
             self._ready.remove(executor)
@@ -184,18 +209,31 @@ class Executors:
         self._back_off(executor)
 
     def _match(self) -> None:
-        while self._wanted and self._ready and not (self._at_once and self._working >= self._at_once):
+        while self._ordered and self._may_work:
+            executor = self._ordered.popleft()
+            if executor.ordered_by is not None and not executor.ordered_by.outcome.done():
+                self._begin(executor, executor.ordered_by)
+            else:
+                executor.kill()
+        while self._wanted and self._ready and self._may_work:
             run = self._wanted.popleft()
             if not run.outcome.done():
                 self._failures = 0
-                self._working += 1
-                run.outcome.add_done_callback(self._run_ended)
-                self._ready.popleft().start(run)
+                self._begin(self._ready.popleft(), run)
         self._refill()
+
+    @property
+    def _may_work(self) -> bool:
+        return not (self._at_once and self._working >= self._at_once)
+
+    def _begin(self, executor: Executor, run: Run) -> None:
+        self._working += 1
+        run.outcome.add_done_callback(self._run_ended)
+        executor.start(run)
 
     def _run_ended(self, _: asyncio.Future[Outcome]) -> None:
         self._working -= 1
-        if self._wanted:
+        if self._wanted or self._ordered:
             self._match()
 
     def _refill(self) -> None:
@@ -225,7 +263,10 @@ class Executors:
     def _hear(self, message: Message, fds: list[int]) -> None:
         if message["type"] == "spare":
             pidfd, channel_fd = fds
-            self._all[message["pid"]] = Executor(self, message["pid"], pidfd, channel_fd)
+            run = self._orders.pop(message["order"], None)
+            made = self._all[message["pid"]] = Executor(self, message["pid"], pidfd, channel_fd, run)
+            if run is not None and run.outcome.done():
+                made.kill()
         else:
             close_all(fds)
             executor = self._all.get(message["pid"])
@@ -237,12 +278,12 @@ class Executors:
         self._on_broken("The zygote ended.")
 
     def _lose(self, why: str) -> None:
-        for executor in self._all.values():
-            if executor.run is not None:
-                executor.run.end(Verdict.LOST, why)
-        for run in self._wanted:
-            run.end(Verdict.LOST, why)
+        held = [executor.run or executor.ordered_by for executor in self._all.values()]
+        for run in (*held, *self._orders.values(), *self._wanted):
+            if run is not None:
+                run.end(Verdict.LOST, why)
         self._wanted.clear()
+        self._orders.clear()
 
 
 async def gone(pidfd: int) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 
 from edif_hpc.core.errors import EdifError, HostDied, HostError
 from edif_hpc.core.isolation import Isolation
-from edif_hpc.worker import rank
-from edif_hpc.worker.channel import Channel, Message
-from edif_hpc.worker.contract import HostSpec
+from edif_hpc.core.wire import Kind
+from edif_hpc.worker import companions, rank
+from edif_hpc.worker.channel import Channel, Message, close_all
+from edif_hpc.worker.contract import HostSpec, RunSpec, Verdict
 from edif_hpc.worker.group import Group
 from edif_hpc.worker.keeper import OWN_BYTES, become_keeper
-from edif_hpc.worker.messages import finished_message, host_spec, host_spec_message, run_spec
+from edif_hpc.worker.messages import Finished, finished_message, host_spec, host_spec_message, run_spec
 from edif_hpc.worker.process import address_budget, guard_process, peak_bytes, private_bytes, zygote_environment
 
 
@@ -94,11 +95,29 @@ class Inline:
                 return False
             if received[0]["type"] == "skip":
                 self._skipped.add(received[0]["run_id"])
+            elif received[0]["type"] == "lend":
+                self._lend()
             else:
                 self._waiting.append(received)
 
+    def _lend(self) -> None:
+        """Move the weights into a sealed file that another host may map too, and go on from there: once."""
+        from edif_hpc.worker import weights
+
+        model = self._runner.model
+        try:
+            *lent, _ = weights.export(model)
+        except HostError as error:
+            self._agent.send({"type": "unlendable", "text": str(error)})
+            return
+        weights.attach(model, *lent)
+        self._agent.send({"type": "lent"}, lent)
+        close_all(lent)
+
     def _run(self, message: Message, fds: list[int]) -> None:
-        payload, result = fds
+        own = 2 + (message["kind"] == Kind.SCRIPT)
+        payload, result, *output = fds[:own]
+        others = companions.received(message.get("companions", ()), fds[own:])
         try:
             if message["run_id"] in self._skipped:
                 self._skipped.discard(message["run_id"])
@@ -107,16 +126,25 @@ class Inline:
             self._agent.send({"type": "started", "run_id": spec.run_id})
             if self._group:
                 self._group.begin(message, payload)
-            with address_budget(spec.limits.memory_bytes if self._spec.device == "cpu" else 0):
-                finished = self._runner.run(
-                    spec, payload, result, lambda line: self._agent.send({"type": "log", "line": line})
-                )
+            finished = self._answer(spec, (payload, result, *output), others)
             if self._group:
                 finished = self._group.conclude(finished, result)
             self._agent.send(finished_message(finished))
         finally:
-            os.close(payload)
-            os.close(result)
+            self._runner.others = {}
+            close_all(fds)
+
+    def _answer(self, spec: RunSpec, fds: tuple[int, ...], others: list[companions.Companion]) -> Finished:
+        payload, result, *output = fds
+        try:
+            self._runner.others = {each.spec.model_key: companions.built(each) for each in others}
+        except EdifError as error:
+            return Finished(Verdict.FAILED, str(error))
+        with address_budget(spec.limits.memory_bytes if self._spec.device == "cpu" else 0):
+            finished: Finished = self._runner.run(
+                spec, payload, result, lambda line: self._agent.send({"type": "log", "line": line}), *output
+            )
+        return finished
 
 
 # -- levels process and locked ----------------------------------------------------------------------------------------
@@ -132,12 +160,13 @@ def _serve_through_zygote(spec: HostSpec, agent: Channel) -> None:
     theirs.close()
     zygotes_end.close()
     _tell(agent, "importing libraries")
-    size, checksum = _load_and_share(spec, agent, ours)
+    size, checksum, shared = _load_and_share(spec, agent, ours)
     answer = _await_zygote(ours, agent)
     memory = size + int(answer["private_bytes"]) + (OWN_BYTES if checksum is None else private_bytes())
     pidfd = os.pidfd_open(zygote.pid)
     ready = {**_ready(Isolation(answer["level"]), memory), "zygote": zygote.pid}
-    agent.send(ready, [agents_end.fileno(), pidfd])
+    agent.send(ready, [agents_end.fileno(), pidfd, *shared])
+    close_all(shared)
     if checksum is None:
         os.set_inheritable(ours.fileno(), True)  # the zygote ends with this socket
         become_keeper(agent.fileno(), pidfd, os.getppid(), sys.argv[3])
@@ -158,8 +187,8 @@ def _start_zygote(spec: HostSpec, channel: Channel) -> subprocess.Popen[bytes]:
     )
 
 
-def _load_and_share(spec: HostSpec, agent: Channel, zygote: Channel) -> tuple[int, Any]:
-    """Returns the size of the weights and, for a device, the checksum that guards them."""
+def _load_and_share(spec: HostSpec, agent: Channel, zygote: Channel) -> tuple[int, Any, list[int]]:
+    """Returns the size of the weights, for a device the checksum that guards them, and the descriptors of both."""
     import torch
 
     torch.set_num_threads(1)
@@ -180,9 +209,7 @@ def _load_and_share(spec: HostSpec, agent: Channel, zygote: Channel) -> tuple[in
     # Where it has ended it has said why, and the caller reads that next.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         zygote.send({"type": "weights"}, shared)
-    for fd in shared:
-        os.close(fd)
-    return size, checksum
+    return size, checksum, shared
 
 
 def _await_zygote(zygote: Channel, agent: Channel) -> Message:

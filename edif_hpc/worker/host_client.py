@@ -11,7 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from edif_hpc.core.errors import HostDied, HostError
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.worker.channel import AsyncChannel, Channel, ChannelError, Message, close_all
+from edif_hpc.worker.companions import Companion
 from edif_hpc.worker.contract import HostSpec, Outcome, RunSpec
 from edif_hpc.worker.executors import Executors, gone
 from edif_hpc.worker.inline_runs import InlineRuns
@@ -59,6 +60,9 @@ class ModelHost:
         self._zygote_pidfd = -1
         self._ranks: dict[int, int] = {}
         """Process id -> pidfd of each rank but the host itself."""
+        self._lent: asyncio.Future[tuple[int, ...]] = self._loop.create_future()
+        """What another host's runs may map of this one's model."""
+        self._lending = False
         self._silent = False
         self._closing = False
         self._process, channel = _spawn(spec)
@@ -113,6 +117,7 @@ class ModelHost:
         payload: bytes | int,
         on_log: Callable[[str], None],
         on_start: Callable[[], None],
+        others: Sequence[ModelHost] = (),
     ) -> Outcome:
         """Run one request; several may be under way. Cancelling the awaiting task cancels the run.
 
@@ -121,14 +126,15 @@ class ModelHost:
             payload: the bytes as the client sent them, or a descriptor of them, which stays the caller's.
             on_log: called with each line that the block prints.
             on_start: called once when its code begins.
+            others: hosts of further models that it needs at hand. They must not be closed before it has ended.
 
         Raises:
-            HostError: this host is dead or closed.
+            HostError: this host, or one of the others, is dead or closed.
         """
+        companions = [await other.lend() for other in others]
         if not self.alive or self._backend is None:
-            why = self.died.result() if self.died.done() and not self.died.cancelled() else "It was closed."
-            raise HostError(f"This model host has ended, start another one. {why}")
-        run = Run(spec, payload, self.level, on_log, on_start)
+            raise self._ended()
+        run = Run(spec, payload, self.level, on_log, on_start, companions)
         self._runs[spec.run_id] = run
         try:
             return await self._backend.run(run)
@@ -137,8 +143,39 @@ class ModelHost:
                 self.cancel(spec.run_id)
             del self._runs[spec.run_id]
             run.close()
-            if self._spec.device != "cpu" and self.level is not Isolation.NONE:
-                self._channel.send({"type": "verify"})  # a device's weights cannot be sealed; see device_weights
+            for host in (self, *others):
+                host._verify()
+
+    async def lend(self) -> Companion:
+        """What another host's run maps of this model. The descriptors stay this host's.
+
+        Raises:
+            HostError: this host is dead or closed, or its model cannot be lent.
+        """
+        if not self.alive or self._backend is None:
+            raise self._ended()
+        if self.level is Isolation.NONE:
+            if self._spec.device != "cpu" or self._spec.ranks > 1:
+                raise HostError(
+                    "At isolation none several models come together in one script on CPUs only: have the pool run at "
+                    "process or locked."
+                )
+            if not self._lending:
+                self._lending = True
+                self._channel.send({"type": "lend"})
+        waited: set[asyncio.Future[Any]] = {self._lent, self.died}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not self._lent.done() or self._lent.cancelled():
+            raise self._ended()
+        return Companion(self._spec, self._lent.result())
+
+    def _ended(self) -> HostError:
+        why = self.died.result() if self.died.done() and not self.died.cancelled() else "It was closed."
+        return HostError(f"This model host has ended, start another one. {why}")
+
+    def _verify(self) -> None:
+        if self._spec.device != "cpu" and self.level is not Isolation.NONE:
+            self._channel.send({"type": "verify"})  # a device's weights cannot be sealed; see device_weights
 
     def cancel(self, run_id: str) -> None:
         """End a run at once, as `cancelled`; nothing happens when it is not under way."""
@@ -162,7 +199,15 @@ class ModelHost:
         for fd in others:
             await asyncio.wait_for(gone(fd), STOP_SECONDS)
         close_all(pidfds)
+        self._take_back()
         self.died.cancel()
+
+    def _take_back(self) -> None:
+        """Close what is lent: whoever maps it keeps it."""
+        if self._lent.done() and not self._lent.cancelled() and not self._lent.exception():
+            close_all(self._lent.result())
+        self._lent = self._loop.create_future()
+        self._lent.cancel()
 
     # -- what the host says -------------------------------------------------------------------------------------------
 
@@ -175,12 +220,22 @@ class ModelHost:
             self._set_died(str(message["text"]))
         elif kind == "ready":
             self._become_ready(message, fds)
+        elif kind in ("lent", "unlendable"):
+            self._hear_of_lending(message, fds)
         elif isinstance(self._backend, InlineRuns):
             try:
                 self._backend.hear(message)
             except ChannelError as error:
                 self._on_progress(f"the model host is killed: {error}")
                 self._kill_host()
+
+    def _hear_of_lending(self, message: Message, fds: list[int]) -> None:
+        if self._lent.done():  # it has ended meanwhile
+            close_all(fds)
+        elif message["type"] == "lent":
+            self._lent.set_result(tuple(fds))
+        else:
+            self._lent.set_exception(HostError(str(message["text"])))
 
     def _become_ready(self, message: Message, fds: list[int]) -> None:
         self.level = Isolation(message["level"])
@@ -191,7 +246,8 @@ class ModelHost:
             with contextlib.suppress(ProcessLookupError):  # the host ends with such a rank
                 self._ranks = {int(pid): os.pidfd_open(int(pid)) for pid in message["ranks"]}
         else:
-            zygote_fd, self._zygote_pidfd = fds
+            zygote_fd, self._zygote_pidfd, *lent = fds
+            self._lent.set_result(tuple(lent))
             self._zygote = int(message["zygote"])
             zygote, spec = Channel.from_fd(zygote_fd), self._spec
             self._backend = Executors(zygote, spec.spares, self._broken, spec.concurrency)
@@ -238,6 +294,7 @@ class ModelHost:
     def _set_died(self, sentence: str) -> None:
         if not self.died.done() and not self._closing:
             self.died.set_result(sentence)
+            self._take_back()
 
 
 def _spawn(spec: HostSpec) -> tuple[subprocess.Popen[bytes], Channel]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from edif_hpc.worker import companions
 from edif_hpc.worker.channel import AsyncChannel, ChannelError, Message
 from edif_hpc.worker.contract import Outcome, Verdict
 from edif_hpc.worker.ends import explain
@@ -32,7 +33,8 @@ class InlineRuns:
 
     async def run(self, run: Run) -> Outcome:
         self._line.append(run)
-        self._channel.send(run.message, run.fds)
+        messages, fds = companions.message_of(run.companions)
+        self._channel.send(run.message | ({"companions": messages} if messages else {}), [*run.fds, *fds])
         return await run.outcome
 
     def hear(self, message: Message) -> None:

@@ -1,13 +1,14 @@
 """What the messages of a channel say, and the checks on those that a stranger may have written. No torch here.
 
-    agent -> host            spec | run | skip | verify
-    host -> agent            progress | ready (+ zygote channel, unless `none`) | failed
+    agent -> host            spec | run | skip | verify | lend
+    host -> agent            progress | ready (+ zygote channel, pidfd, weights, unless `none`) | failed
+                             | lent (+ memfd, manifest), at level `none`
     host -> zygote           weights (+ memfd, manifest)
     zygote -> host           ready | failed
-    agent -> zygote          fork
+    agent -> zygote          fork (+ what other hosts lend, for one made to order)
     zygote -> agent          spare (+ pidfd, executor channel) | exit
     executor -> agent        prepared | broken
-    agent -> executor, host  run (+ payload, result)
+    agent -> executor, host  run (+ payload, result, output of a script)
     executor, host -> agent  started | log | finished
     host -> rank             spec | run (+ payload) | check
     rank -> host             joining | ready | failed | ran | checked
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from edif_hpc.core.isolation import Isolation
-from edif_hpc.core.wire import ResultFormat
+from edif_hpc.core.wire import Kind, ResultFormat
 from edif_hpc.worker.channel import ChannelError, Message
 from edif_hpc.worker.contract import HostSpec, Limits, RunSpec, Verdict
 
@@ -59,8 +60,10 @@ def run_message(spec: RunSpec) -> Message:
 
 
 def run_spec(message: Message) -> RunSpec:
-    fields = {key: value for key, value in message.items() if key not in ("type", "limits", "format")}
-    return RunSpec(**fields, limits=Limits(**message["limits"]), format=ResultFormat(message["format"]))
+    apart = ("type", "limits", "format", "kind", "companions")
+    fields = {key: value for key, value in message.items() if key not in apart}
+    fields |= {"format": ResultFormat(message["format"]), "kind": Kind(message["kind"])}
+    return RunSpec(**fields, limits=Limits(**message["limits"]))
 
 
 def finished_message(finished: Finished) -> Message:
@@ -120,6 +123,8 @@ def _checked_meta(meta: object) -> dict[str, Any]:
             checked[key] = {plain(str(gpu))[:8]: _number(value) for gpu, value in by_gpu.items()}
         elif key != "alloc_shortfall_by_gpu":
             checked[key] = {}
+    if given.get("own_file") is True:
+        checked["own_file"] = True
     return checked
 
 

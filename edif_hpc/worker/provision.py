@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from edif_hpc.core import log
 from edif_hpc.core.errors import EdifError, HostDied, ModelError
 from edif_hpc.core.queue import Queue
+from edif_hpc.core.target import Target
 from edif_hpc.core.wire import ModelKey, Status
 
 from .residents import Resident, Residents, Shares
@@ -30,6 +31,7 @@ class Provision:
         patience: seconds after which it looks again, when nothing stirs.
         ready: called when a model is here, before anybody is told.
         changed: called afterwards, when requests may be claimed for it or were refused.
+        pool: this worker's, for those who ask for one.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Provision:
         patience: float,
         ready: Callable[[], Awaitable[None]],
         changed: Callable[[], None],
+        pool: str = "",
     ) -> None:
         self.queue = queue
         self.residents = residents
@@ -47,6 +50,11 @@ class Provision:
         self.patience = patience
         self.ready = ready
         self.changed = changed
+        self.pool = pool
+        self.sets: dict[Target, float] = {}
+        """What somebody waits for here that is more than one model, or one of this pool alone; with since when."""
+        self.unable: dict[str, str] = {}
+        """Sets that this worker cannot hold, with the reason."""
         self._stir = asyncio.Event()
         self._wanted: dict[str, float] = {}
         self._told_to_load: set[str] = set()
@@ -79,13 +87,27 @@ class Provision:
     async def look(self) -> None:
         """Remember which models are waited for that are not here."""
         now = time.monotonic()
-        waiting = await self.queue.waiting()
-        ours = (key for key in waiting if self.serves(ModelKey.parse(key).repo_id))
-        absent = (key for key in (*ours, *self._told_to_load) if key not in self.residents.models)
+        found = [Target.parse(text) for text in await self.queue.waiting()]
+        ours = [target for target in found if self._is_ours(target)]
+        self.unable = {str(target): why for target in ours if (why := self._why_not(target))}
+        able = [target for target in ours if str(target) not in self.unable]
+        sets = {target: self.sets.get(target, now) for target in able if not target.single}
+        if sets.keys() - self.sets.keys():
+            self.changed()
+        self.sets = sets
+        needed = dict.fromkeys(str(key) for target in able for key in target.keys)
+        absent = (key for key in (*needed, *self._told_to_load) if key not in self.residents.models)
         wanted = {key: self._wanted.get(key, now) for key in absent}
         if wanted != self._wanted:
             self._wanted = wanted
             self.stir()
+
+    def _is_ours(self, target: Target) -> bool:
+        return target.pool in ("", self.pool) and all(self.serves(key.repo_id) for key in target.keys)
+
+    def _why_not(self, target: Target) -> str:
+        """Why this worker can never serve a set; "" when it can. What is wrong with one model is told when it loads."""
+        return self.residents.why_never(target.keys) if len(target.keys) > 1 else ""
 
     async def run(self) -> None:
         """Bring up what is waited for, and replace hosts that died."""
@@ -117,12 +139,13 @@ class Provision:
     async def _bring_up(self, text: str) -> None:
         key = ModelKey.parse(text)
         try:
-            waited_for = await self.queue.waiting()
-            room = self.residents.room_for(key, waited_for)
+            waited_for = await self._waited_for()
+            together = self._together(text)
+            room = self.residents.room_for(key, waited_for, together)
             if room is None:
                 await self._tell_waiting(text, self.residents.why_no_room(key))
                 if await self.residents.evict_retired():
-                    room = self.residents.room_for(key, waited_for)
+                    room = self.residents.room_for(key, waited_for, together)
             if room is None:
                 return
             await self._tell_waiting(text, f"Loading {key.repo_id}.")
@@ -155,9 +178,25 @@ class Provision:
         logger.info("model ready", model=key.repo_id, seconds=round(time.monotonic() - began, 2))
         await self.ready()
 
-    async def _tell_waiting(self, target: str, sentence: str) -> None:
-        await self.queue.note(await self.queue.waiting_for(target), Status.DEPLOYING, sentence)
+    async def _waited_for(self) -> set[str]:
+        """Models that somebody waits for, alone or among others."""
+        return {str(key) for text in await self.queue.waiting() for key in Target.parse(text).keys}
 
-    async def _refuse_waiting(self, target: str, sentence: str) -> None:
-        for request_id in await self.queue.waiting_for(target):
-            await self.queue.withdraw(request_id, "", sentence, only_waiting=True)
+    def _together(self, text: str) -> set[str]:
+        """The models that somebody needs together with this one: to make room for it they are no use."""
+        sets = [{str(key) for key in target.keys} for target in self.sets]
+        return {key for keys in sets if text in keys for key in keys}
+
+    async def _targets_of(self, text: str) -> list[str]:
+        """What somebody waits for here that this model is a part of."""
+        found = [Target.parse(target) for target in await self.queue.waiting()]
+        return [str(each) for each in found if text in map(str, each.keys) and self._is_ours(each)]
+
+    async def _tell_waiting(self, text: str, sentence: str) -> None:
+        for target in await self._targets_of(text):
+            await self.queue.note(await self.queue.waiting_for(target), Status.DEPLOYING, sentence)
+
+    async def _refuse_waiting(self, text: str, sentence: str) -> None:
+        for target in await self._targets_of(text):
+            for request_id in await self.queue.waiting_for(target):
+                await self.queue.withdraw(request_id, "", sentence, only_waiting=True)

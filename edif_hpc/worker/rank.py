@@ -91,7 +91,7 @@ def bring_up(spec: HostSpec, rank: int, meeting: str) -> tuple[Any, str]:
 
     if spec.ranks > 1:
         _join(spec, rank, meeting)
-    runner = Runner(models.load(spec, weights=True), spec.devices, spec.adapters, spec.threads)
+    runner = Runner(models.load(spec, weights=True), spec.model_key, spec.devices, spec.adapters, spec.threads)
     runner.prepare()
     if spec.ranks > 1:
         seed(0)

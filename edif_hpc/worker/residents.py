@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,10 +159,11 @@ class Residents:
             f"is at {self.isolation}; ask its admin for such a worker, or use a smaller model."
         )
 
-    def room_for(self, key: ModelKey, waited_for: Collection[str]) -> Shares | None:
+    def room_for(self, key: ModelKey, waited_for: Collection[str], together: Collection[str] = ()) -> Shares | None:
         """Room on a device or several, else None after asking others to make some: the least recently used idle first.
 
-        One in use (something runs, or waits for it as `waited_for` tells) is asked only when it had its turn.
+        One in use (something runs, or waits for it as `waited_for` tells) is asked only when it had its turn; one that
+        somebody needs `together` with this one is not asked.
         """
         choices = self.choices(key)
         for choice in choices:
@@ -170,9 +171,10 @@ class Residents:
                 return choice
         if any(all(self._free_soon(device) >= size for device, size in choice.items()) for choice in choices):
             return None  # as soon as those that leave are gone
-        in_use = {str(r.key) for r in self.ready() if r.running or str(r.key) in waited_for}
-        idle = sorted((r for r in self.ready() if str(r.key) not in in_use), key=lambda r: r.last_used)
-        had_turn = [r for r in self.ready() if str(r.key) in in_use and r.had_its_turn]
+        others = [r for r in self.ready() if str(r.key) not in together]
+        in_use = {str(r.key) for r in others if r.running or str(r.key) in waited_for}
+        idle = sorted((r for r in others if str(r.key) not in in_use), key=lambda r: r.last_used)
+        had_turn = [r for r in others if str(r.key) in in_use and r.had_its_turn]
         in_turn = sorted(had_turn, key=lambda r: r.ready_since)
         for victims in (idle, idle + in_turn):
             for choice in choices:
@@ -202,6 +204,31 @@ class Residents:
         """What is free, or will be when those that leave are gone."""
         staying = sum(r.shares.get(device, 0) for r in self.models.values() if not r.retiring)
         return self.devices[device] - staying
+
+    def why_never(self, keys: Sequence[ModelKey]) -> str:
+        """Why these models can never be here together, in one sentence; "" when they can."""
+        free = dict(self.devices)
+        try:
+            choices = sorted(map(self._known, keys), key=lambda each: max(map(_total, each)), reverse=True)
+        except ModelError as error:
+            return str(error)
+        for each in choices:  # the largest first, each where it fits
+            fitting = [one for one in each if all(size <= free[device] for device, size in one.items())]
+            if not fitting:
+                needed = sum(min(map(_total, choice)) for choice in choices)
+                here = " and ".join(f"{device} with {gib(budget)}" for device, budget in self.devices.items())
+                return (
+                    f"{' and '.join(key.repo_id for key in keys)} need about {gib(needed)} together, and this worker "
+                    f"has {here}; use fewer or smaller models at a time, or ask its admin for a larger worker."
+                )
+            for device, size in fitting[0].items():
+                free[device] -= size
+        return ""
+
+    def _known(self, key: ModelKey) -> list[Shares]:
+        """What a model takes: of one that is here what it really does."""
+        resident = self.models.get(str(key))
+        return [resident.shares] if resident and resident.state == "ready" else self.choices(key)
 
     def why_no_room(self, key: ModelKey) -> str:
         """What those who wait for a model that has no room yet are told."""
@@ -292,6 +319,10 @@ class Residents:
         hosts = [resident.host for resident in self.models.values() if resident.host]
         self.models.clear()
         await asyncio.gather(*(host.close() for host in hosts))
+
+
+def _total(shares: Shares) -> int:
+    return sum(shares.values())
 
 
 def model_memory(devices: Mapping[str, int], isolation: Isolation, ranks: int = 1) -> int:

@@ -17,7 +17,8 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing import globals as nnsight_globals
 from nnsight.tracing.tracer import _saves, dec, inc
 
-from edif_hpc.worker import payloads, results
+from edif_hpc.core.wire import Kind
+from edif_hpc.worker import here, payloads, results, script
 from edif_hpc.worker.contract import RunSpec, Verdict
 from edif_hpc.worker.ends import memory_limit_sentence
 from edif_hpc.worker.failures import Refusal, describe, is_out_of_memory
@@ -31,12 +32,18 @@ class Runner:
 
     Args:
         model: an nnsight model with weights.
+        key: what requests call it.
         devices: where it lives; inputs arrive on the first.
         adapters: PEFT adapter ids that may be named in a request's `env`, with the directory each lives in.
     """
 
-    def __init__(self, model: Any, devices: tuple[str, ...], adapters: dict[str, str], threads: int = 1) -> None:
+    def __init__(
+        self, model: Any, key: str, devices: tuple[str, ...], adapters: dict[str, str], threads: int = 1
+    ) -> None:
         self.model = model
+        self.key = key
+        self.others: dict[str, Any] = {}
+        """Further models that a script may use, by key."""
         self._devices = tuple(torch.device(device) for device in devices)
         self.device = self._devices[0]
         self._adapters = adapters
@@ -48,13 +55,22 @@ class Runner:
         """Do ahead of a request what needs none."""
         self._objects = self.model._remoteable_persistent_objects()
 
-    def run(self, spec: RunSpec, payload_fd: int, result_fd: int, log: Callable[[str], None]) -> Finished:
-        """Run one request; its result, if any, lies in `result_fd`. Everything the block does wrong is an answer."""
-        meter = Meter(self._devices)
+    def run(
+        self, spec: RunSpec, payload_fd: int, result_fd: int, log: Callable[[str], None], output_fd: int = -1
+    ) -> Finished:
+        """Run one request; its result, if any, lies in `result_fd`. Everything its code does wrong is an answer.
+
+        Args:
+            output_fd: of a script, the file that it may write to.
+        """
+        meter, own_file = Meter(self._devices), False
         printed = LineWriter(log, spec.limits.log_lines, spec.limits.log_line_bytes)
         with _restored_caches(), contextlib.redirect_stdout(printed):
             try:
-                size = self._answer(spec, payload_fd, result_fd)
+                if spec.kind is Kind.SCRIPT:
+                    size, own_file = self._answer_script(spec, payload_fd, result_fd, output_fd)
+                else:
+                    size = self._answer(spec, payload_fd, result_fd)
                 finished = Finished(Verdict.COMPLETED, size=size)
             except Refusal as refusal:
                 finished = Finished(Verdict.FAILED, str(refusal))
@@ -63,24 +79,33 @@ class Runner:
             finally:
                 self._tidy()
             printed.finish()
-        return Finished(finished.verdict, finished.description, finished.size, meter.meta())
+        meta = {**meter.meta(), **({"own_file": True} if own_file else {})}
+        return Finished(finished.verdict, finished.description, finished.size, meta)
 
     def _answer(self, spec: RunSpec, payload_fd: int, result_fd: int) -> int:
         blob = payloads.read(payload_fd, spec.compress, spec.limits.payload_bytes)
-        self._apply(spec.env)
+        self._apply(self.model, spec.env)
         tracer = self._rebuild(blob)
         del blob
         saved = self._execute(tracer)
         del tracer
         return results.write(saved, result_fd, spec.format, spec.limits.result_bytes, self._threads)
 
-    def _apply(self, env: dict[str, Any]) -> None:
+    def _answer_script(self, spec: RunSpec, payload_fd: int, result_fd: int, output_fd: int) -> tuple[int, bool]:
+        asked = script.unpacked(payloads.read(payload_fd, False, spec.limits.payload_bytes))
+        models = here.Models({self.key: self.model, **self.others}, self._apply)
+        result = script.Result(spec.form, output_fd)
+        script.run(asked, models, result)
+        return result.write(result_fd, spec.limits.result_bytes, self._threads), result.own_file
+
+    def _apply(self, model: Any, env: dict[str, Any]) -> None:
         wanted = checked_env(env, self._adapters)
-        wanted.setdefault("attn_implementation", self._attention)
-        if wanted.get("peft") != self.model.peft:
+        if model is self.model:
+            wanted.setdefault("attn_implementation", self._attention)
+        if wanted.get("peft") != model.peft:
             self._objects = None  # the adapter changes the module tree
         try:
-            self.model._remoteable_set_env(wanted)
+            model._remoteable_set_env(wanted)
         except (ValueError, ImportError) as error:
             raise Refusal(f"The environment that the request asks for cannot be had here: {error}") from error
 
@@ -116,7 +141,7 @@ class Runner:
             meter.out_of_memory(error)
             if self.device.type == "cpu":
                 return Finished(Verdict.FAILED, memory_limit_sentence(spec.limits.memory_bytes))
-        return Finished(Verdict.FAILED, describe(error))
+        return Finished(Verdict.FAILED, describe(error, script=spec.kind is Kind.SCRIPT))
 
     def _tidy(self) -> None:
         self.model.interleaver.cancel()

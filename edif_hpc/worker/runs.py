@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edif_hpc.core.isolation import Isolation
+from edif_hpc.core.wire import Kind
 from edif_hpc.worker.channel import ChannelError, Message, close_all
+from edif_hpc.worker.companions import Companion
 from edif_hpc.worker.contract import Outcome, ResultFile, RunSpec, Verdict
 from edif_hpc.worker.ends import time_limit_sentence
 from edif_hpc.worker.messages import parse_finished, parse_log, run_message
@@ -26,6 +28,7 @@ class Run:
         level: the isolation that this run has.
         on_log: called with each line the block prints, in order.
         on_start: called once when the executor begins with it.
+        companions: further models that it needs; theirs stay the hosts' that lent them.
     """
 
     def __init__(
@@ -35,8 +38,10 @@ class Run:
         level: Isolation,
         on_log: Callable[[str], None],
         on_start: Callable[[], None],
+        companions: Sequence[Companion] = (),
     ) -> None:
         self.spec = spec
+        self.companions = companions
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.started = False
         self._level = level
@@ -46,6 +51,8 @@ class Run:
         self._timer: asyncio.TimerHandle | None = None
         self._payload = _payload_file(payload)
         self._result = _result_file(spec.limits.result_bytes)
+        # What a script writes itself: it may be opened by its path, truncated and grown, so it is a file of its own.
+        self._output = os.memfd_create("edif-output", os.MFD_CLOEXEC) if spec.kind is Kind.SCRIPT else -1
 
     @property
     def message(self) -> Message:
@@ -53,7 +60,7 @@ class Run:
 
     @property
     def fds(self) -> list[int]:
-        return [self._payload, self._result]
+        return [self._payload, self._result, *([self._output] if self._output >= 0 else [])]
 
     def watch(self, on_time: Callable[[], None]) -> None:
         """Start the clock of the time limit."""
@@ -87,7 +94,7 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
         close_all([fd for fd in self.fds if fd >= 0])
-        self._payload = self._result = -1
+        self._payload = self._result = self._output = -1
 
     def _finish(self, message: Message) -> None:
         finished = parse_finished(message, self.spec.limits)

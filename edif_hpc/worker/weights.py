@@ -70,9 +70,10 @@ def export(model: Any) -> tuple[int, int, int]:
             _view(mapping, where).copy_(tensor)
             tensor.data = tensor.new_empty(0)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    manifest_fd = os.memfd_create("edif-manifest", os.MFD_CLOEXEC)
+    manifest_fd = os.memfd_create("edif-manifest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(manifest_fd), "wb") as handle:
         pickle.dump(manifest, handle)
+    fcntl.fcntl(manifest_fd, fcntl.F_ADD_SEALS, SEALS)
     return fd, manifest_fd, size
 
 
@@ -81,9 +82,8 @@ def attach(model: Any, weights_fd: int, manifest_fd: int) -> None:
 
     The manifest is unpickled: it must come from the host, before any stranger's code ran.
     """
-    with os.fdopen(os.dup(manifest_fd), "rb") as handle:
-        handle.seek(0)
-        manifest: Manifest = pickle.load(handle)  # noqa: S301 - written by the host, see above
+    size = os.fstat(manifest_fd).st_size  # read at its own offset: several processes read one open file
+    manifest: Manifest = pickle.loads(os.pread(manifest_fd, size, 0))  # noqa: S301 - written by the host, see above
     check_same_tree(model._module, manifest.slots)
     mapping = mmap.mmap(
         weights_fd, max(manifest.size, 1), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE

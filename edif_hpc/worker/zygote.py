@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edif_hpc.core.errors import EdifError, HostError
 from edif_hpc.core.isolation import Isolation
-from edif_hpc.worker import huge_pages, prefault, sandbox
+from edif_hpc.worker import companions, huge_pages, prefault, sandbox
 from edif_hpc.worker.channel import Channel, close_all
 from edif_hpc.worker.contract import HostSpec
 from edif_hpc.worker.executor import Preparation, adapter_paths, serve
@@ -63,7 +63,7 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
     if spec.adapters:
         import peft  # noqa: F401 - takes a second, which no request should wait for
     model = models.load(spec, weights=False)
-    runner = Runner(model, spec.devices, spec.adapters, spec.threads)
+    runner = Runner(model, spec.model_key, spec.devices, spec.adapters, spec.threads)
     runner.prepare()
     huge_pages.collapse()
     _, shared = _expect(host, "weights")
@@ -112,20 +112,22 @@ class Zygote:
         received = channel.receive()
         if received is None:
             return False
-        if received[0]["type"] == "fork":
-            self._fork()
+        message, fds = received
+        if message["type"] == "fork":
+            self._fork(int(message.get("order", 0)), companions.received(message.get("companions", ()), fds))
+        close_all(fds)
         return True
 
-    def _fork(self) -> None:
+    def _fork(self, order: int, others: list[companions.Companion]) -> None:
         processes = self._process_limit()
         ours, theirs = Channel.pair()
         pid = os.fork()
         if pid == 0:
-            serve(self._preparation, theirs, processes)
+            serve(self._preparation, theirs, processes, others)
         pidfd = os.pidfd_open(pid)
         self._executors[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
-        self._agent.send({"type": "spare", "pid": pid}, [pidfd, ours.fileno()])
+        self._agent.send({"type": "spare", "pid": pid, "order": order}, [pidfd, ours.fileno()])
         ours.close()
         theirs.close()
 

@@ -12,6 +12,7 @@ import pytest
 from edif_hpc.core.pools import Pool
 from edif_hpc.core.registry import WorkerRecord
 from edif_hpc.core.settings import ModelSettings, Settings
+from edif_hpc.core.target import Target
 from edif_hpc.core.wire import ModelKey
 from edif_hpc.gateway.door import MEMORY_SHARE, Door
 from tests.support.cache_files import CONFIG, TENSORS, entry, tensors_bytes
@@ -70,14 +71,14 @@ def test_without_pools_this_machine_is_the_measure() -> None:
 def test_what_fits_no_allocation_is_refused_with_the_time_that_would(seconds: float, refused: bool) -> None:
     pools = [Pool(name="short", time="01:00:00"), Pool(name="long", time="02:00:00", models=["org/*"])]
     door = Door(Settings(pool=pools), Path("/nowhere"), NobodyYet())  # type: ignore[arg-type]  # not asked of it here
-    said = asyncio.run(door.refusal(KEY, {}, seconds))
+    said = asyncio.run(door.refusal(Target.of([KEY]), {}, seconds))
     assert ("leaves 7140 s for a run" in said) is refused
 
 
 def test_processes_without_an_end_take_whatever_time() -> None:
     pools = [Pool(name="short", time="01:00:00"), Pool(name="desk", launcher="local")]
     door = Door(Settings(pool=pools), Path("/nowhere"), NobodyYet())  # type: ignore[arg-type]  # not asked of it here
-    assert "for a run" not in asyncio.run(door.refusal(KEY, {}, 1e6))
+    assert "for a run" not in asyncio.run(door.refusal(Target.of([KEY]), {}, 1e6))
 
 
 @pytest.mark.parametrize(("ranks", "says"), [(1, ""), (2, ""), (4, "divide by 2;"), (3, "divide by 2;")])
@@ -87,6 +88,6 @@ def test_a_model_that_cannot_be_split_so_is_refused_with_what_works(tmp_path: Pa
     (snapshot / "model.safetensors").write_bytes(tensors_bytes(TENSORS))
     settings = Settings(models=ModelSettings(tensor_parallel=ranks))
     door = Door(settings, tmp_path, NobodyYet())  # type: ignore[arg-type]  # all that is asked of it here
-    said = asyncio.run(door.refusal(KEY, {}))
+    said = asyncio.run(door.refusal(Target.of([KEY]), {}))
     assert says in said
     assert bool(said) is bool(says)

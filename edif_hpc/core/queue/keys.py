@@ -4,7 +4,7 @@
     payload(id)       string  a small payload; larger ones lie in the store. A failed request keeps it for another try
     result(id)        string  a small result, likewise
     events(id)        stream  what happened to the request, in order; the truth that sockets and polls read
-    targets           zset    model key -> waiting requests
+    targets           zset    target (a model key, or several: core/target.py) -> waiting requests
     waiting(t, p)     zset    user -> virtual time, of those waiting for target t at priority p
     line(t, p, user)  list    request ids of one user, next first
     share(t)          hash    user -> virtual time, "@clock" -> the queue's own

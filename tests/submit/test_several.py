@@ -1,0 +1,135 @@
+"""Several models in one script: all in one executor, or a refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import models
+from tests.support.stack import Stack, running
+
+from .conftest import SETTINGS
+from .laptop import Laptop
+
+COMPARISON = """
+    import sys
+    import edif_hpc
+    from nnsight import TransformersModel
+
+    one = TransformersModel("edif-test/gpt2", task="text-generation")
+    other = TransformersModel("edif-test/llama", task="text-generation")
+    for name, model in (("one", one), ("other", other)):
+        with model.trace("The Eiffel Tower is located in the city of"):
+            logits = model.lm_head.output[0, -1].save()
+        edif_hpc.save(name, logits)
+    with one.session(remote="--here" not in sys.argv):
+        with one.trace("a b c"):
+            first = one.lm_head.output[0, -1].save()
+        with other.trace("a b c"):
+            difference = (other.lm_head.output[0, -1] - first).save()
+    edif_hpc.save("difference", difference)
+    print(one.trace is not other.trace, len(list(one.modules())), len(list(other.modules())))
+"""
+
+
+def test_two_models_in_one_script_give_the_local_numbers(laptop: Laptop) -> None:
+    file = laptop.write(COMPARISON)
+    laptop.python(file, "--here")
+    done = laptop.run("submit", file, "--follow", "--json", "--out", "remote.pt")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["models"] == ["edif-test/gpt2", "edif-test/llama"]
+    local, remote = (torch.load(laptop.folder / name) for name in ("experiment.saved.pt", "remote.pt"))
+    for name in ("one", "other", "difference"):
+        assert torch.equal(local[name], remote[name]), name
+    assert not torch.equal(remote["one"], remote["other"])
+
+
+def test_models_that_only_the_options_name(laptop: Laptop) -> None:
+    script = """
+        import sys
+        from nnsight import TransformersModel
+        for name in sys.argv[1:]:
+            model = TransformersModel(name, task="text-generation")
+            with model.trace("a b"):
+                shape = model.lm_head.output.shape
+            print(name, model._module.config.model_type)
+    """
+    names = ["edif-test/llama", "edif-test/gpt2"]
+    declared = [part for name in names for part in ("--model", name)]
+    assert laptop.prints(script, *declared, "--", *names) == ["edif-test/llama llama", "edif-test/gpt2 gpt2"]
+
+
+def test_writes_to_a_lent_model_stay_with_the_script(laptop: Laptop) -> None:
+    if laptop.level == "none":
+        pytest.skip("level none runs requests in the model host itself")
+    script = """
+        from nnsight import TransformersModel
+        one = TransformersModel("edif-test/gpt2", task="text-generation")
+        other = TransformersModel("edif-test/llama", task="text-generation")
+        print(float(other._module.model.embed_tokens.weight.abs().sum()))
+        other._module.model.embed_tokens.weight.data.zero_()
+        one._module.transformer.wte.weight.data.zero_()
+        print(float(other._module.model.embed_tokens.weight.abs().sum()))
+    """
+    first, second = laptop.prints(script), laptop.prints(script)
+    assert first == second
+    assert float(first[0]) > 0
+    assert first[1] == "0.0"
+    alone = """
+        from nnsight import TransformersModel
+        other = TransformersModel("edif-test/llama", task="text-generation")
+        print(float(other._module.model.embed_tokens.weight.abs().sum()))
+    """
+    assert laptop.prints(alone) == first[:1]
+
+
+def test_traces_go_on_after_a_model_was_lent(laptop: Laptop) -> None:
+    """At level none lending moves a model's weights: whoever traces it afterwards gets the same numbers."""
+    alone = """
+        from nnsight import TransformersModel
+        model = TransformersModel("edif-test/{}", task="text-generation")
+        with model.trace("The Eiffel Tower"):
+            logits = model.lm_head.output[0, -1].save()
+        print(logits.double().abs().sum().item())
+    """
+    both = "from nnsight import TransformersModel\n" + "".join(
+        f"TransformersModel('edif-test/{name}', task='text-generation')\n" for name in ("gpt2", "llama")
+    )
+    before = [laptop.prints(alone.format(name)) for name in ("gpt2", "llama")]
+    laptop.prints(both)
+    assert [laptop.prints(alone.format(name)) for name in ("gpt2", "llama")] == before
+
+
+def test_a_failure_among_several_models_is_the_scripts_own(laptop: Laptop) -> None:
+    script = COMPARISON + "\n    raise LookupError('nothing to compare')\n"
+    done = laptop.submit(script, code=3)
+    assert done.stderr.rstrip().endswith("LookupError: nothing to compare")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Stack:
+    """A service whose workers hold either model, and not both."""
+    from edif_hpc.hardware.checkpoint import describe
+    from edif_hpc.hardware.memory import required_bytes
+
+    needs = [required_bytes(describe(cache, models.repo_id(name), None)) for name in ("gpt2", "llama")]
+    budget = max(needs) + min(needs) // 2
+    settings = SETTINGS.replace("[worker]", f"[worker]\nmemory_bytes = {budget}")
+    with running(tmp_path_factory.mktemp("submit-small") / "home", cache, "process", settings) as found:
+        found.level = "process"
+        yield found
+
+
+def test_what_no_worker_can_hold_is_refused_at_submission(small: Stack, cache: Path, tmp_path: Path) -> None:
+    laptop = Laptop(tmp_path, small.url, small.key, cache, small.level)
+    done = laptop.run("submit", laptop.write(COMPARISON))
+    assert done.returncode == 1
+    assert "edif-test/gpt2 and edif-test/llama need about" in done.stderr
+    assert "and the largest worker has" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert laptop.run("requests", "list", "--json").stdout.strip() == "[]"
+    alone = "from nnsight import TransformersModel\nTransformersModel('edif-test/llama', task='text-generation')"
+    laptop.submit(alone)
