@@ -21,14 +21,15 @@ Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 def _several(value: Any) -> Any:
-    """One text stands for a list of one."""
-    return [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+    """One text or number stands for a list of one."""
+    return [value] if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
 
 
 Prompts = Annotated[list[Text | Tokens], BeforeValidator(_several), Field(min_length=1, max_length=MAX_PROMPTS)]
 """Texts, or lists of token ids."""
 Words = Annotated[list[Text | Annotated[int, Field(ge=0)]], BeforeValidator(_several)]
 """Texts of one token each, or token ids."""
+Factors = Annotated[list[float], BeforeValidator(_several), Field(min_length=1)]
 Layers = Annotated[list[int], BeforeValidator(_several), Field(min_length=1)]
 """Layer numbers from 0; negative ones count from the last."""
 Heads = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_several), Field(min_length=1)]

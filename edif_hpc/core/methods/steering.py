@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ._base import Layers, Method, Positions, Prompts, Reduction, Words
+from ._base import Factors, Layers, Method, Positions, Prompts, Reduction, Words
 
 
 class Contrast(Method):
@@ -32,9 +32,7 @@ class SteerSettings(Method):
     name = "steer"
 
     prompts: Prompts = Field(description="Texts, or lists of token ids.")
-    factors: list[float] = Field(
-        [0.0, 1.0], min_length=1, description="What the vector is multiplied by, one run each."
-    )
+    factors: Factors = Field([0.0, 1.0], description="What the vector is multiplied by, one run each.")
     new_tokens: int = Field(20, ge=0, le=4096, description="Tokens to write, 0 to 4096; 0: only the next token's odds.")
     answer: Words = Field([], description="With `wrong`: the token whose logit is followed.")
     wrong: Words = Field([], description="With `answer`: the token whose logit is taken from it.")
