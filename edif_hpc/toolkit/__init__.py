@@ -22,6 +22,7 @@ What this must not know: the service. It imports nnsight, torch, `edif_hpc.core`
 
 from edif_hpc.core.errors import MethodError
 
+from ._by_name import travel_by_name
 from ._methods import run_method
 from ._result import Result, load
 from .attention import AttentionPatterns, attention_patterns
@@ -32,6 +33,8 @@ from .neurons import TopNeurons, top_neurons
 from .patching import Patching, activation_patching
 from .probing import Probe, probe
 from .steering import Steered, SteeringVector, steer, steering_vector
+
+travel_by_name()
 
 __all__ = [
     "Activations",
