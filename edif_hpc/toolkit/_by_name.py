@@ -1,8 +1,9 @@
 """This package travels by its name, also from a checkout.
 
-Before its first request nnsight looks for modules that lie outside site-packages, and from then on sends their functions
-and classes as source, since a server could not import them. Run from a checkout or an editable installation this package
-is among them, but every worker has it, and a result that comes back must be of the class that the caller knows.
+Before its first request nnsight looks for modules that lie outside site-packages, and from then on sends their
+functions and classes as source, since a server could not import them. Run from a checkout or an editable installation
+this package is among them, but every worker has it, and a result that comes back must be of the class that the caller
+knows.
 """
 
 from __future__ import annotations

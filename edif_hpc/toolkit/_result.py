@@ -81,7 +81,7 @@ class Result:
             for name, value in _values(self)
             if not isinstance(value, torch.Tensor) and not _is_tensors(value)
         }
-        return {"kind": type(self).__name__, **plain}
+        return {"result": type(self).__name__, **plain}
 
 
 def load(path: str | Path) -> Result:
@@ -96,7 +96,7 @@ def load(path: str | Path) -> Result:
         raise MethodError(f"{source.name!r} is no kept result; those end in {', '.join(READERS)}.")
     try:
         plain, tensors = READERS[source.suffix](source)
-        kind = KINDS[plain.pop("kind")]
+        kind = KINDS[plain.pop("result")]
     except (KeyError, ValueError, TypeError) as error:
         raise MethodError(
             f"{source} holds no result of the toolkit ({error}); make it anew with .save(path)."

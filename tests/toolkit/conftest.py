@@ -73,6 +73,7 @@ def loaded(cache: Path) -> Iterator[Any]:
             found[name] = TransformersModel(
                 name, task="text-generation", dtype=torch.float32, attn_implementation="eager", dispatch=True
             )
+            found[name]._module.requires_grad_(False)  # as at a service
         return found[name]
 
     with one_thread():
