@@ -95,8 +95,10 @@ def one_token(model: Any, word: str | int) -> int:
     if len(ids) == 1:
         return int(ids[0])
     pieces = [model.tokenizer.decode([token]) for token in ids]
-    hint = "" if word.startswith(" ") else f"; within a sentence it begins with a space: {' ' + word!r}"
-    raise MethodError(f"{word!r} is {len(ids)} tokens ({pieces}), and one is needed; take another word{hint}.")
+    spaced = f" {word}"
+    better = len(model.tokenizer(spaced, add_special_tokens=False).input_ids) == 1
+    advice = f"within a sentence it begins with a space: {spaced!r}" if better else "take another word"
+    raise MethodError(f"{word!r} is {len(ids)} tokens ({pieces}), and one is needed; {advice}.")
 
 
 def chosen(numbers: Sequence[int] | None, count: int, what: str) -> list[int]:

@@ -25,6 +25,12 @@ from .extraction import Activations
 
 STEPS = 500
 """Of LBFGS at most; it stops by itself when nothing changes any more, usually after some tens."""
+STOP: dict[str, Any] = {
+    "max_iter": STEPS,
+    "line_search_fn": "strong_wolfe",
+    "tolerance_grad": 1e-9,
+    "tolerance_change": 1e-13,
+}
 LEAST_SPREAD = 1e-6
 
 
@@ -180,7 +186,7 @@ def _linear(x: torch.Tensor, truth: torch.Tensor, classes: int, penalty: float) 
     lines = 1 if classes == 2 else classes
     weights = torch.zeros(lines, x.shape[1], dtype=x.dtype, requires_grad=True)
     offsets = torch.zeros(lines, dtype=x.dtype, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights, offsets], max_iter=STEPS, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([weights, offsets], **STOP)
 
     def loss() -> torch.Tensor:
         scores = scaled @ weights.T + offsets
