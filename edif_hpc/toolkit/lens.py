@@ -23,6 +23,8 @@ from ._result import Result
 from ._run import Answer, answered, record
 
 CHECKED_TOKENS = 8
+VOCABULARY_NUMBERS = 2**25
+"""Probabilities held at a time: 128 MiB, and a few times that while they are made."""
 TOLERANCE = 0.05
 """Of the largest logit: half precision rounds one row otherwise than many. A forgotten scale or cap is far beyond."""
 
@@ -158,20 +160,27 @@ def work(
     for each in tracked(parts, "logit_lens", how, [len(part.which) for part in parts]):
         places = batch_spots(each, positions)
         with model.trace(**each.inputs) as tracer:
-            best, odds, followed = [], [], []
-            for layer in layers:
-                chances = names.logits(places.of(names.read(layer, "residual"))).softmax(-1)
-                likeliest = chances.topk(top, -1)
-                best.append(likeliest.indices.cpu())
-                odds.append(likeliest.values.cpu())
-                followed.append(chances[..., wanted.to(chances.device)].cpu())
+            by_layer = [read(names, places.of(names.read(layer, "residual")), top, wanted) for layer in layers]
             tracer.stop()
         here = places.there[:, None, :, None]
-        for name, found in (("ids", best), ("probabilities", odds), ("followed", followed)):
+        for name, found in zip(("ids", "probabilities", "followed"), zip(*by_layer, strict=True), strict=True):
             kept[name].append((each, torch.stack(found, 1) * here))
         kept["there"].append((each, places.there))
     at = {"ids": 2, "probabilities": 2, "followed": 2, "there": 1}
     return {name: in_order(values, at[name]) for name, values in kept.items()}
+
+
+def read(names: Names, state: torch.Tensor, top: int, wanted: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Inside a trace: the likeliest tokens of (rows, spots, width), their probabilities and those of `wanted`, each
+    (rows, spots, …) on the CPU. Only a part of the spots has its whole vocabulary in memory at a time."""
+    flat = state.flatten(0, 1)
+    at_once = max(1, VOCABULARY_NUMBERS // names.model._module.config.get_text_config().vocab_size)
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for start in range(0, len(flat), at_once):
+        chances = names.logits(flat[start : start + at_once]).softmax(-1)
+        likeliest = chances.topk(top, -1)
+        parts.append((likeliest.indices.cpu(), likeliest.values.cpu(), chances[:, wanted.to(chances.device)].cpu()))
+    return tuple(torch.cat(each).view(*state.shape[:2], each[0].shape[-1]) for each in zip(*parts, strict=True))
 
 
 def check(names: Names, ids: list[int]) -> None:

@@ -108,6 +108,16 @@ def test_logit_lens(subject: Subject, connected: Stack) -> None:
         assert found.words[prompt][-1][len(ids) - 1][0] == subject.here.tokenizer.decode([int(own[-1].argmax())])
 
 
+def test_a_lens_holds_a_part_of_the_vocabulary_numbers_at_a_time(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(models.repo_id("gpt2"))
+    whole = toolkit.logit_lens(model, PROMPTS, positions="all", tokens=[65])
+    monkeypatch.setattr("edif_hpc.toolkit.lens.VOCABULARY_NUMBERS", 3 * 512)
+    parts = toolkit.logit_lens(model, PROMPTS, positions="all", tokens=[65])
+    close(parts.probabilities, whole.probabilities)
+    close(parts.followed, whole.followed)
+    assert torch.equal(parts.ids, whole.ids)
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_activation_patching(subject: Subject, connected: Stack, component: str) -> None:
     options: dict[str, Any] = {"layers": LAYERS, "positions": [1, -1], "component": component, "batch_tokens": 30}
