@@ -29,7 +29,7 @@ install: .venv/.installed  ## make .venv with all that one machine needs
 	  echo "pip does not find it."; \
 	done; exit 1
 	@echo "Installing edif_hpc and all it needs on one machine; this takes one to three minutes ..."
-	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[worker,client,local,dev]'
+	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[worker,client,local,plot,dev]'
 	@touch $@
 
 demo: install  ## bring the stack up, run examples/first_trace.py on a real model, take it down

@@ -2,9 +2,9 @@
 
 A pickle may name any function and have it called. nnsight's own client lets it, so whoever can answer in the
 service's place, or alter a result on its way, runs code on the user's machine. Here only names on a list are found:
-tensors and what they are made of, numbers, texts, containers, numpy arrays, nnsight's caches and the output and cache
-classes of transformers. Every callable on it only builds a value. Anything else is refused by name, unless the user
-says `trust`.
+tensors and what they are made of, numbers, texts, containers, numpy arrays, nnsight's caches, the output and cache
+classes of transformers, and the results of this project's toolkit. Every callable on it only builds a value. Anything
+else is refused by name, unless the user says `trust`.
 
 What this does not cover: a bug in torch's or numpy's own reading of bytes, values that are wrong, and attributes of
 the classes on the list, which a forged pickle could set. torch's `weights_only` is no help: it reads no pickles of
@@ -60,6 +60,18 @@ EXACT = {
     "transformers.tokenization_utils_base": frozenset({"BatchEncoding"}),
     "tokenizers": frozenset({"Encoding"}),
 }
+TOOLKIT = {
+    "attention": "AttentionPatterns",
+    "attribution": "Attribution",
+    "extraction": "Activations",
+    "lens": "LogitLens",
+    "neurons": "TopNeurons",
+    "patching": "Patching",
+    "probing": "Probe",
+    "steering": "Steered SteeringVector",
+}
+EXACT |= {f"edif_hpc.toolkit.{module}": frozenset(names.split()) for module, names in TOOLKIT.items()}
+"""What the toolkit's methods give back: dataclasses of tensors and plain values."""
 NUMPY_PARTS = frozenset({"_reconstruct", "scalar", "_frombuffer"})
 NUMPY_MODULES = tuple(f"numpy.{core}.{part}" for core in ("core", "_core") for part in ("multiarray", "numeric"))
 

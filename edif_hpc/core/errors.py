@@ -10,6 +10,7 @@ never one of these.
     ├── PayloadTooLarge           413  payload_too_large
     ├── ClientVersionError        400  client_version      the nnsight version is outside the supported range
     ├── ModelKeyError             400  model_key           the key names a class that is not on the allow-list
+    ├── MethodError               422  method              an unknown method, or a parameter it cannot use
     ├── ModelError                404  model               not in the cache, not allowed, or cannot fit
     ├── KeyRequired               401  key_required        no key, or one that is unknown or revoked
     ├── AdminRequired             403  admin_required      the key is not an admin's
@@ -56,6 +57,11 @@ class ClientVersionError(EdifError):
 class ModelKeyError(EdifError):
     code = "model_key"
     http_status = 400
+
+
+class MethodError(EdifError, ValueError):
+    code = "method"
+    http_status = 422
 
 
 class ModelError(EdifError):

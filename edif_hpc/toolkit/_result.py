@@ -1,0 +1,195 @@
+"""What every method gives back: numbers with a record of how they came about, kept in a file and found again.
+
+A result is a frozen dataclass of tensors on the CPU and plain values. Files hold no code: safetensors, npz and json are
+read by anything, and `load` makes the same result of them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import nnsight
+import numpy as np
+import torch
+
+from edif_hpc.core.errors import MethodError
+
+KINDS: dict[str, type[Result]] = {}
+"""By the name that files carry."""
+META = "edif_hpc"
+"""The entry of a file that holds everything but tensors, as JSON."""
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Result:
+    """The root of all results.
+
+    Attributes:
+        record: the method, its parameters, the model with revision, dtype, device and attention implementation, and
+            versions: what is needed to make the result again.
+    """
+
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.__name__] = cls
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={_shape(value)}" for name, value in vars(self).items() if name != "record"]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def save(self, path: str | Path | None = None) -> Self:
+        """Keep the result in a file, or have it leave a block.
+
+        Args:
+            path: a file that ends in .safetensors, .npz, .json or .pt. None, inside a trace or session: mark the result
+                as what comes back from there, as nnsight's own `save` does.
+
+        Returns:
+            The result itself.
+
+        Raises:
+            MethodError: the file's name ends in something else.
+        """
+        if path is None:
+            nnsight.save(self)
+            return self
+        target = Path(path).expanduser()
+        if target.suffix not in WRITERS:
+            raise MethodError(
+                f"A result cannot be kept as {target.name!r}; end the name in {', '.join(WRITERS)}, or draw it with "
+                ".plot(path), which writes .html, .png, .svg and .pdf."
+            )
+        WRITERS[target.suffix](self, target)
+        return self
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for name, value in _values(self):
+            if isinstance(value, torch.Tensor):
+                found[name] = value.contiguous()
+            elif _is_tensors(value):
+                found |= {f"{name}.{key}": one.contiguous() for key, one in value.items()}
+        return found
+
+    def _plain(self) -> dict[str, Any]:
+        plain = {
+            name: value
+            for name, value in _values(self)
+            if not isinstance(value, torch.Tensor) and not _is_tensors(value)
+        }
+        return {"result": type(self).__name__, **plain}
+
+
+def load(path: str | Path) -> Result:
+    """The result in a file that `save` made, of its own class.
+
+    Raises:
+        MethodError: the file is no such result.
+        FileNotFoundError: it is not there.
+    """
+    source = Path(path).expanduser()
+    if source.suffix not in READERS:
+        raise MethodError(f"{source.name!r} is no kept result; those end in {', '.join(READERS)}.")
+    try:
+        plain, tensors = READERS[source.suffix](source)
+        kind = KINDS[plain.pop("result")]
+    except (KeyError, ValueError, TypeError) as error:
+        raise MethodError(
+            f"{source} holds no result of the toolkit ({error}); make it anew with .save(path)."
+        ) from None
+    values: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        outer, dot, inner = name.partition(".")
+        if dot:
+            values.setdefault(outer, {})[inner] = tensor
+        else:
+            values[name] = tensor
+    return kind(**plain, **values)
+
+
+def _values(result: Result) -> list[tuple[str, Any]]:
+    return [(each.name, getattr(result, each.name)) for each in fields(result)]
+
+
+def _is_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, (list, tuple)) and len(value) > 8:
+        return f"[{len(value)}]"
+    if _is_tensors(value):
+        return f"{{{', '.join(f'{key}: {_shape(one)}' for key, one in value.items())}}}"
+    return repr(value)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+Parts = tuple[dict[str, Any], dict[str, torch.Tensor]]
+
+
+def _to_safetensors(result: Result, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(result._tensors(), path, metadata={META: json.dumps(result._plain())})
+
+
+def _from_safetensors(path: Path) -> Parts:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            return json.loads((file.metadata() or {})[META]), {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _to_npz(result: Result, path: Path) -> None:
+    """numpy knows no bfloat16, which becomes float32."""
+    arrays = {
+        name: (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+        for name, value in result._tensors().items()
+    }
+    arrays[META] = np.array(json.dumps(result._plain()))
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def _from_npz(path: Path) -> Parts:
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file[META])), {name: torch.from_numpy(file[name]) for name in file.files if name != META}
+
+
+def _to_json(result: Result, path: Path) -> None:
+    tensors = {
+        name: {"dtype": str(value.dtype).removeprefix("torch."), "values": value.tolist()}
+        for name, value in result._tensors().items()
+    }
+    path.write_text(json.dumps({META: result._plain(), "tensors": tensors}))
+
+
+def _from_json(path: Path) -> Parts:
+    whole = json.loads(path.read_text())
+    tensors = {
+        name: torch.tensor(one["values"], dtype=getattr(torch, one["dtype"])) for name, one in whole["tensors"].items()
+    }
+    return whole[META], tensors
+
+
+def _to_pt(result: Result, path: Path) -> None:
+    torch.save({META: json.dumps(result._plain()), **result._tensors()}, path)
+
+
+def _from_pt(path: Path) -> Parts:
+    whole = torch.load(path, weights_only=True)
+    return json.loads(whole.pop(META)), whole
+
+
+WRITERS = {".safetensors": _to_safetensors, ".npz": _to_npz, ".json": _to_json, ".pt": _to_pt}
+READERS = {".safetensors": _from_safetensors, ".npz": _from_npz, ".json": _from_json, ".pt": _from_pt}

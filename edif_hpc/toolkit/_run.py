@@ -1,0 +1,64 @@
+"""Where a method runs: in this process or at the service, in one session either way.
+
+The work of a method is a module's function that takes the model and plain values and gives plain values back. Inside a
+session it meets a model with weights, wherever that is, and only its small answer leaves it. The service has this
+package, so the function travels by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import nnsight
+
+from edif_hpc.core.methods import Method
+
+VERSIONS = ("edif-hpc", "nnsight", "torch", "transformers")
+
+Answer = dict[str, Any]
+Work = Callable[..., Answer]
+
+
+def answered(model: Any, work: Work, arguments: dict[str, Any], remote: bool | str) -> tuple[Answer, dict[str, Any]]:
+    """What `work(model, **arguments)` gives, and what it ran on.
+
+    Args:
+        remote: as nnsight's: False here, True at the service, or a service's address.
+    """
+    with model.session(remote=remote):
+        pair = _with_facts(model, work, arguments)
+        nnsight.save(pair)
+    return pair[0], pair[1]
+
+
+def _with_facts(model: Any, work: Work, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    answer = work(model, **arguments)
+    return [answer, facts(model)]
+
+
+def facts(model: Any) -> dict[str, Any]:
+    """What numbers depend on, besides the prompt."""
+    module = model._module
+    return {
+        "model": getattr(model, "repo_id", None) or type(module).__name__,
+        "revision": getattr(model, "revision", None),
+        "commit": getattr(module.config, "_commit_hash", None),
+        "dtype": str(module.dtype).removeprefix("torch."),
+        "device": str(module.device.type),
+        "attention": model.attn_implementation,
+        "versions": {name: _version(name) for name in VERSIONS},
+    }
+
+
+def record(asked: Method, about: dict[str, Any]) -> dict[str, Any]:
+    """What is kept with a result, so that it can be made again."""
+    return {"method": asked.name, "parameters": asked.model_dump(mode="json"), **about}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

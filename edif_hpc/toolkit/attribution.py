@@ -1,0 +1,172 @@
+"""attribution_patching: activation patching estimated for all sites at once, from one gradient.
+
+A screen, not a measurement: it takes the model for linear between the two runs. Sites that matter are to be verified
+with `activation_patching`. Source: Nanda, "Attribution Patching: Activation Patching At Industrial Scale" (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from edif_hpc.core.errors import MethodError
+from edif_hpc.core.methods import AttributionPatching as Parameters
+
+from . import _figures
+from ._inputs import Ids
+from ._names import Names, tensor
+from ._pairs import difference, prepared
+from ._progress import tracked, way
+from ._result import Result
+from ._run import Answer, answered, record
+from .patching import Patching, captured
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
+    """What `attribution_patching` found, float32.
+
+    Attributes:
+        effect: (pairs, layers, positions[, heads]): estimated change of the logit difference, in logits.
+        clean, corrupt: (pairs,): the difference of the two runs.
+        component, layers, heads: what was estimated.
+        tokens: each corrupt prompt's tokens at these positions, as text.
+    """
+
+    effect: torch.Tensor
+    clean: torch.Tensor
+    corrupt: torch.Tensor
+    component: str
+    layers: list[int]
+    heads: list[int]
+    tokens: list[list[str]]
+
+    @property
+    def recovery(self) -> torch.Tensor:
+        """The estimate as a share of the clean difference that comes back; comparable to `Patching.recovery`."""
+        shape = (-1, *[1] * (self.effect.dim() - 1))
+        return self.effect / (self.clean - self.corrupt).view(shape)
+
+    def correlation(self, exact: Patching) -> float:
+        """Pearson correlation with exact patching of the same sites.
+
+        Raises:
+            MethodError: the sites are others.
+        """
+        if (
+            self.effect.shape != exact.difference.shape
+            or self.layers != exact.layers
+            or self.component != exact.component
+        ):
+            raise MethodError("The two cover different sites; call both with the same component, layers and positions.")
+        return float(torch.corrcoef(torch.stack([self.recovery.flatten(), exact.recovery.flatten()]))[0, 1])
+
+    def plot(self, path: str | Path | None = None, *, pair: int | None = None, position: int = -1) -> Any:
+        """A map of layers and positions, or for heads of layers and heads at one position: a plotly figure.
+
+        Args:
+            pair: one of them; None: their mean.
+        """
+        shown = self.effect.mean(0) if pair is None else self.effect[pair]
+        tokens = self.tokens[pair or 0]
+        columns, column_name = tokens, "token"
+        if self.component == "head":
+            shown, columns = shown[:, position], [str(head) for head in self.heads]
+            column_name = f"head, at {_figures.visible(tokens[position])!r}"
+        figure = _figures.heatmap(
+            shown, title=f"Attribution patching: {self.component}, estimated", rows=self.layers, columns=columns,
+            row_name="layer", column_name=column_name, scale_name="change of the logit difference", signed=True,
+        )  # fmt: skip
+        return _figures.finished(figure, path)
+
+
+def attribution_patching(
+    model: Any,
+    clean: str | Sequence[str | Sequence[int]],
+    corrupt: str | Sequence[str | Sequence[int]],
+    *,
+    answer: str | int | Sequence[str | int],
+    wrong: str | int | Sequence[str | int],
+    component: Literal["residual", "attention", "mlp", "head"] = "residual",
+    layers: int | Sequence[int] | None = None,
+    positions: Literal["last", "all"] | int | Sequence[int] = "all",
+    heads: int | Sequence[int] | None = None,
+    remote: bool | str = False,
+    progress: bool | None = None,
+) -> Attribution:
+    """(clean - corrupt) * gradient of the logit difference in the corrupt run, summed over each site's width.
+
+    Two forward passes and one backward a pair, however many sites there are.
+
+    Args:
+        model: an nnsight TransformersModel with a causal text decoder.
+        clean, corrupt, answer, wrong, component, layers, positions, heads: as in `activation_patching`.
+        remote: as nnsight's: True runs at the service.
+        progress: None shows a bar where somebody looks; False nothing.
+
+    Raises:
+        MethodError: as `activation_patching` does.
+    """
+    asked = Parameters.checked(
+        clean=clean, corrupt=corrupt, answer=answer, wrong=wrong, component=component, layers=layers,
+        positions=positions, heads=heads,
+    )  # fmt: skip
+    return run(model, asked, remote, progress)
+
+
+def run(model: Any, asked: Parameters, remote: bool | str = False, progress: bool | None = None) -> Attribution:
+    """`attribution_patching` with parameters that were checked."""
+    pairs = prepared(model, asked)
+    arguments = {
+        "clean": pairs.clean, "corrupt": pairs.corrupt, "answers": pairs.answers, "wrongs": pairs.wrongs,
+        "component": asked.component, "layers": pairs.layers, "places": pairs.places, "heads": pairs.heads,
+        "how": way(progress, remote),
+    }  # fmt: skip
+    answer, about = answered(model, work, arguments, remote)
+    return Attribution(
+        **answer, component=asked.component, layers=pairs.layers, heads=pairs.heads, tokens=pairs.tokens,
+        record=record(asked, about),
+    )  # fmt: skip
+
+
+def work(
+    model: Any,
+    clean: Ids,
+    corrupt: Ids,
+    answers: list[int],
+    wrongs: list[int],
+    component: str,
+    layers: list[int],
+    places: list[list[int]],
+    heads: list[int],
+    how: str,
+) -> Answer:
+    """Runs where the model is; see `Attribution`."""
+    names = Names.of(model)
+    effects, right, spoilt = [], [], []
+    for pair in tracked(range(len(corrupt)), "attribution_patching", how):
+        with torch.no_grad():
+            states, told = captured(names, clean[pair], component, layers)
+        right.append(difference(told, answers[pair], wrongs[pair]))
+        with model.trace(input_ids=torch.tensor([corrupt[pair]]), logits_to_keep=1):
+            tensor(names.embedding.output).requires_grad_(True)  # parameters ask for no gradient at a service
+            now = [names.raw(layer, component) for layer in layers]
+            metric = difference(model.output.logits[0, -1].float(), answers[pair], wrongs[pair])
+            gradients = torch.autograd.grad(metric, now)
+            parts = [
+                (states[layer] - names.shaped(here[0].detach(), component), names.shaped(gradient[0], component))
+                for layer, here, gradient in zip(layers, now, gradients, strict=True)
+            ]
+            effect = [(moved.float() * slope.float()).sum(-1)[places[pair]].cpu() for moved, slope in parts]
+            spoilt.append(metric.detach().cpu()[None])
+        effects.append(torch.stack(effect))
+    whole = torch.stack(effects)
+    return {
+        "effect": whole[..., heads] if heads else whole,
+        "clean": torch.cat(right),
+        "corrupt": torch.cat(spoilt),
+    }

@@ -1,0 +1,314 @@
+"""steering_vector and steer: a direction out of two sets of prompts, and what the model says with it added.
+
+Source: Turner et al., "Activation Addition" (2023); Rimsky et al., "Steering Llama 2 via Contrastive Activation
+Addition" (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from edif_hpc.core.errors import MethodError
+from edif_hpc.core.methods import ExtractActivations, SteerSettings
+from edif_hpc.core.methods import Steer as SteerByName
+from edif_hpc.core.methods import SteeringVector as Parameters
+
+from . import _figures, extraction
+from ._inputs import Ids, one_token, token_ids
+from ._names import Names
+from ._pairs import difference, divergence
+from ._progress import tracked, way
+from ._result import Result
+from ._run import Answer, answered, record
+from .extraction import Activations
+from .probing import Probe
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SteeringVector(Result):
+    """A direction a layer.
+
+    Attributes:
+        values: (layers, width), float32: to be added to the residual stream behind the layer.
+        layers: number of each layer, from 0.
+    """
+
+    values: torch.Tensor
+    layers: list[int]
+
+    @classmethod
+    def between(cls, positive: Activations, negative: Activations, *, normalised: bool = False) -> SteeringVector:
+        """Mean of one set of activations less mean of the other, over prompts and positions.
+
+        Raises:
+            MethodError: they are not of the residual stream, or of different layers.
+        """
+        if positive.layers != negative.layers or {positive.component, negative.component} != {"residual"}:
+            raise MethodError(
+                "Both sets need activations of the residual stream at the same layers; extract them alike."
+            )
+        values = _mean(positive) - _mean(negative)
+        if normalised:
+            values = values / values.norm(dim=-1, keepdim=True)
+        return cls(values, positive.layers, record={**positive.record, "method": "steering-vector"})
+
+    @classmethod
+    def of(cls, found: Probe) -> SteeringVector:
+        """The direction of a probe of two classes, which leads from the first to the second, at length 1.
+
+        Raises:
+            MethodError: it tells more than two classes apart.
+        """
+        if len(found.classes) != 2:
+            raise MethodError(f"A probe of {len(found.classes)} classes has no one direction; train it on two.")
+        values = found.directions[:, 0].float()
+        return cls(values / values.norm(dim=-1, keepdim=True), found.layers, record=found.record)
+
+    def only(self, *layers: int) -> SteeringVector:
+        """The same with these layers alone.
+
+        Raises:
+            MethodError: there is none for one of them.
+        """
+        missing = [layer for layer in layers if layer not in self.layers]
+        if missing:
+            raise MethodError(f"There is no vector of layer {missing[0]}; there are those of {self.layers}.")
+        wanted = sorted(set(layers))
+        return SteeringVector(
+            self.values[[self.layers.index(layer) for layer in wanted]], wanted, record={**self.record, "only": wanted}
+        )
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """The length of the vector by layer: a plotly figure."""
+        lengths = {"length": self.values.norm(dim=-1)}
+        figure = _figures.lines(
+            lengths, self.layers, title="Steering vector", x_name="layer", y_name="Euclidean length"
+        )
+        return _figures.finished(figure, path)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Steered(Result):
+    """What `steer` found.
+
+    Attributes:
+        texts: what was written for each prompt and factor; empty texts where nothing was to be written.
+        kl: (prompts, factors), float32: KL(as it is || steered) of the next token, nats.
+        difference: (prompts, factors), float32: logit of `answer` less logit of `wrong` after the prompt; (0, 0) unless
+            they were given.
+        factors: what the vector was multiplied by.
+        prompts: each prompt as text.
+    """
+
+    texts: list[list[str]]
+    kl: torch.Tensor
+    difference: torch.Tensor
+    factors: list[float]
+    prompts: list[str]
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """How the next token changes with the factor, a line a prompt: a plotly figure."""
+        told = self.difference if self.difference.numel() else self.kl
+        name = "logit difference" if self.difference.numel() else "KL from the unsteered model, nats"
+        order = sorted(range(len(self.factors)), key=lambda number: self.factors[number])
+        series = {prompt[-40:]: told[number, order] for number, prompt in enumerate(self.prompts)}
+        figure = _figures.lines(
+            series,
+            [self.factors[number] for number in order],
+            title="Steering",
+            x_name="factor",
+            y_name=name,
+            zero=True,
+        )
+        return _figures.finished(figure, path)
+
+
+def steering_vector(
+    model: Any,
+    positive: str | Sequence[str | Sequence[int]],
+    negative: str | Sequence[str | Sequence[int]],
+    *,
+    layers: int | Sequence[int] | None = None,
+    positions: Literal["last", "all"] | int | Sequence[int] = "last",
+    reduction: Literal["mean", "max"] = "mean",
+    normalised: bool = False,
+    batch_tokens: int = 4096,
+    remote: bool | str = False,
+    progress: bool | None = None,
+) -> SteeringVector:
+    """Mean activation of the residual stream over some prompts less that over others.
+
+    Args:
+        model: an nnsight TransformersModel with a causal text decoder.
+        positive: prompts that show what is to be added.
+        negative: prompts that show its opposite, or its absence.
+        layers: from 0, negative ones from the last; None: all.
+        positions, reduction: tokens of each prompt, and what is made of several.
+        normalised: whether each layer's vector is scaled to length 1.
+        batch_tokens: tokens of one forward pass, padding included.
+        remote: as nnsight's: True runs at the service.
+        progress: None shows a bar where somebody looks; False nothing.
+
+    Raises:
+        MethodError: a parameter, layer or position cannot be used.
+    """
+    asked = Parameters.checked(
+        positive=positive, negative=negative, layers=layers, positions=positions, reduction=reduction,
+        normalised=normalised, batch_tokens=batch_tokens,
+    )  # fmt: skip
+    return run_vector(model, asked, remote, progress)
+
+
+def run_vector(
+    model: Any, asked: Parameters | SteerByName, remote: bool | str = False, progress: bool | None = None
+) -> SteeringVector:
+    """`steering_vector` with parameters that were checked."""
+    both = [*asked.positive, *asked.negative]
+    wanted = ExtractActivations.checked(
+        prompts=both, layers=asked.layers, positions=asked.positions, reduction=asked.reduction,
+        batch_tokens=asked.batch_tokens,
+    )  # fmt: skip
+    found = extraction.run(model, wanted, remote, progress)
+    mean = found.values[:, :, 0].float()
+    values = mean[: len(asked.positive)].mean(0) - mean[len(asked.positive) :].mean(0)
+    if asked.normalised:
+        values = values / values.norm(dim=-1, keepdim=True)
+    return SteeringVector(values, found.layers, record=record(asked, _about(found.record)))
+
+
+def steer(
+    model: Any,
+    prompts: str | Sequence[str | Sequence[int]],
+    vector: SteeringVector,
+    *,
+    factors: float | Sequence[float] = (0.0, 1.0),
+    new_tokens: int = 20,
+    answer: str | int | None = None,
+    wrong: str | int | None = None,
+    remote: bool | str = False,
+    progress: bool | None = None,
+) -> Steered:
+    """The model with `factor * vector` added to every token behind each of the vector's layers, for each factor.
+
+    Text is written greedily, the same tokens each time; all factors of a prompt are run side by side.
+
+    Args:
+        model: an nnsight TransformersModel with a causal text decoder.
+        prompts: texts, or lists of token ids.
+        vector: from `steering_vector`; `.only(layer)` chooses among its layers.
+        factors: one run each; 0 is the model as it is.
+        new_tokens: tokens to write; 0 writes nothing and judges the next token alone.
+        answer, wrong: words of one token, or ids, whose logits are followed.
+        remote: as nnsight's: True runs at the service.
+        progress: None shows a bar where somebody looks; False nothing.
+
+    Raises:
+        MethodError: a parameter, layer or word cannot be used, or the vector is of another width.
+    """
+    asked = SteerSettings.checked(
+        prompts=prompts, factors=factors, new_tokens=new_tokens,
+        answer=[] if answer is None else [answer], wrong=[] if wrong is None else [wrong],
+    )  # fmt: skip
+    return steered(model, asked, vector, remote, progress)
+
+
+def run(model: Any, asked: SteerByName, remote: bool | str = False, progress: bool | None = None) -> Steered:
+    """`steer` by name: the vector first."""
+    return steered(model, asked, run_vector(model, asked, remote, progress), remote, progress)
+
+
+def steered(
+    model: Any, asked: SteerSettings, vector: SteeringVector, remote: bool | str = False, progress: bool | None = None
+) -> Steered:
+    """`steer` with parameters that were checked."""
+    names = Names.of(model)
+    if vector.values.shape[1] != names.width or max(vector.layers) >= len(names.layers):
+        raise MethodError(
+            f"The vector is {vector.values.shape[1]} wide and goes up to layer {max(vector.layers)}; the model has "
+            f"{names.width} and {len(names.layers)} layers: make the vector with this model."
+        )
+    ids = token_ids(model, asked.prompts)
+    judged = [one_token(model, word) for word in (*asked.answer, *asked.wrong)]
+    arguments = {
+        "ids": ids, "vector": vector.values, "layers": vector.layers, "factors": asked.factors,
+        "new_tokens": asked.new_tokens, "judged": judged, "how": way(progress, remote),
+    }  # fmt: skip
+    answer, about = answered(model, work, arguments, remote)
+    decode = model.tokenizer.decode
+    written = [[decode(row, skip_special_tokens=True) for row in rows] for rows in answer.pop("written")]
+    return Steered(
+        written, **answer, factors=asked.factors, prompts=[decode(each) for each in ids],
+        record={**record(asked, about), "vector": vector.record},
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def work(
+    model: Any,
+    ids: Ids,
+    vector: torch.Tensor,
+    layers: list[int],
+    factors: list[float],
+    new_tokens: int,
+    judged: list[int],
+    how: str,
+) -> Answer:
+    """Runs where the model is; see `Steered`. `written` are token ids by prompt and factor."""
+    names = Names.of(model)
+    shifts = torch.tensor(factors)[:, None, None, None] * vector[None, :, None]  # factors, layers, 1, width
+    written: list[list[list[int]]] = []
+    divergences, differences = [], []
+    for prompt in tracked(ids, "steer", how):
+        rows = torch.tensor([prompt] * len(factors))
+        with model.trace(input_ids=torch.tensor([prompt]), logits_to_keep=1):
+            plain = model.output.logits[:, -1].float().cpu()
+        with model.trace(input_ids=rows, logits_to_keep=1):
+            add(names, layers, shifts)
+            logits = model.output.logits[:, -1].float().cpu()
+        divergences.append(divergence(plain, logits))
+        if judged:
+            differences.append(difference(logits, *judged))
+        written.append(_written(names, rows, layers, shifts, new_tokens) if new_tokens else [[] for _ in factors])
+    return {
+        "written": written,
+        "kl": torch.stack(divergences),
+        "difference": torch.stack(differences) if judged else torch.zeros(0, 0),
+    }
+
+
+def add(names: Names, layers: list[int], shifts: torch.Tensor) -> None:
+    """Inside a trace: add (rows, layers, 1, width) behind these layers, at every token of the pass."""
+    for number, layer in enumerate(layers):
+        state = names.read(layer, "residual")
+        state[:] += shifts[:, number].to(state.device, state.dtype)
+
+
+def _written(
+    names: Names, rows: torch.Tensor, layers: list[int], shifts: torch.Tensor, new_tokens: int
+) -> list[list[int]]:
+    """The tokens that follow, by row. Greedy, and to the full number in each row, so that every step is steered."""
+    mask = torch.ones_like(rows)
+    with names.model.generate(
+        input_ids=rows, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+    ) as tracer:
+        for _ in tracer.iter[:new_tokens]:
+            add(names, layers, shifts)
+        whole = tracer.result
+    written: list[list[int]] = torch.as_tensor(whole)[:, rows.shape[1] :].tolist()
+    return written
+
+
+def _mean(found: Activations) -> torch.Tensor:
+    """Over prompts and the positions that are there: (layers, width), float32."""
+    there = found.there[:, None, :, None].float()
+    per_prompt = (found.values.float() * there).sum(2) / there.sum(2)
+    return per_prompt.mean(0)
+
+
+def _about(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("method", "parameters")}
