@@ -107,7 +107,7 @@ def probe(
 
     Args:
         activations: one vector a prompt and layer, as `extract_activations` gives with one position or a reduction.
-        labels: the class of each prompt.
+        labels: the class of each prompt; also as a tensor or an array.
         kind: `linear` (logistic regression on standardised activations) or `mass_mean` (two classes).
         held_out: a share of each class, drawn with `seed`, or a true for each prompt that is held out. Prompts that are
             alike belong together on one side: a template or a subject that was trained on tells the answer.
@@ -117,8 +117,7 @@ def probe(
     Raises:
         MethodError: labels, share or activations cannot be used.
     """
-    given = labels.tolist() if isinstance(labels, torch.Tensor) else list(labels)
-    out = held_out.tolist() if isinstance(held_out, torch.Tensor) else held_out
+    given, out = (each.tolist() if hasattr(each, "tolist") else each for each in (labels, held_out))
     asked = ProbeSettings.checked(labels=given, kind=kind, held_out=out, penalty=penalty, seed=seed)
     return fitted(activations, asked)
 

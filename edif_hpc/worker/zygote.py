@@ -62,6 +62,8 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
 
     if spec.adapters:
         import peft  # noqa: F401 - takes a second, which no request should wait for
+    import edif_hpc.toolkit  # noqa: F401 - requests that call it would wait 50 ms for it, from a checkout 400 ms
+
     model = models.load(spec, weights=False)
     runner = Runner(model, spec.model_key, spec.devices, spec.adapters, spec.threads)
     runner.prepare()

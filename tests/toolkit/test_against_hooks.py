@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,6 +169,34 @@ def test_attention_patterns(subject: Subject, connected: Stack) -> None:
             )
     behind = torch.stack([subject.plain.attention(repeated, 2)[:, at, to] for at, to in ((4, 1), (5, 2), (7, 3))])
     close(found.scores["induction"][1, 1], behind.mean(0)[[1, 3]])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_half_precision_comes_close(name: str, loaded: Any, cache: Path) -> None:
+    from nnsight.modeling.transformers import TransformersModel
+
+    options: dict[str, Any] = {"task": "text-generation", "attn_implementation": "eager", "dispatch": True}
+    half = TransformersModel(models.repo_id(name), dtype=torch.bfloat16, **options)
+    whole = loaded(models.repo_id(name))
+    pair: dict[str, Any] = {"answer": ANSWER, "wrong": WRONG, "layers": LAYERS}
+    loose = {"rtol": 0.1, "atol": 0.1}
+
+    found = toolkit.extract_activations(half, PROMPTS, layers=2)
+    assert found.values.dtype is torch.bfloat16
+    assert found.record["dtype"] == "bfloat16"
+    ones = toolkit.extract_activations(whole, PROMPTS, layers=2).values
+    assert torch.cosine_similarity(found.values.float(), ones, dim=-1).min() > 0.99
+    lenses = [toolkit.logit_lens(model, PROMPTS, tokens=[65]).followed for model in (half, whole)]
+    torch.testing.assert_close(*lenses, **loose)
+    for method in (toolkit.activation_patching, toolkit.attribution_patching):
+        told = [method(model, [CLEAN], [CORRUPT], **pair) for model in (half, whole)]
+        torch.testing.assert_close(told[0].clean, told[1].clean, **loose)
+        assert all(value.dtype is torch.float32 for value in told[0]._tensors().values())
+    maps = [toolkit.attention_patterns(model, PROMPTS).patterns for model in (half, whole)]
+    torch.testing.assert_close(*maps, **loose)
+    vector = toolkit.steering_vector(half, PROMPTS[:2], PROMPTS[2:], layers=1)
+    assert vector.values.dtype is torch.float32
+    assert toolkit.steer(half, "A", vector, new_tokens=2).kl.isfinite().all()
 
 
 def test_attention_is_eager_for_as_long_as_it_takes(connected: Stack) -> None:

@@ -40,14 +40,15 @@ def chain(model: Any, prompts: list[str]) -> tuple[Any, Any, Any]:
 
 def test_steps_chain_within_one_request(gpt2: Any, connected: Stack, loaded: Any) -> None:
     here = chain(loaded(models.repo_id("gpt2")), PROMPTS)
-    before = len(edif_hpc.requests())
+    toolkit.top_neurons(gpt2, PROMPTS, remote=True)
+    (before,) = edif_hpc.requests(limit=1)
     with gpt2.session(remote=True):
         found = toolkit.extract_activations(gpt2, PROMPTS)
         learnt = toolkit.probe(found, LABELS, held_out=OUT).save()
         moved = toolkit.steer(gpt2, "The", toolkit.SteeringVector.of(learnt).only(2), factors=[0, 4], new_tokens=3)
         moved.save()
     assert "found" not in locals()  # nothing but what was marked comes back
-    assert len(edif_hpc.requests()) == before + 1
+    assert [each.id for each in edif_hpc.requests(limit=2)][1] == before.id  # one request in all
     assert isinstance(learnt, toolkit.Probe)
     same(learnt, here[1])
     same(moved, here[2])

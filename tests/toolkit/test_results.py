@@ -217,6 +217,36 @@ def test_probes_that_cannot_be() -> None:
         SteeringVector.of(probe(*clouds(3)))
 
 
+def test_labels_may_be_arrays() -> None:
+    found, labels = clouds(2)
+    wanted = probe(found, labels).directions
+    assert torch.equal(probe(found, torch.tensor(labels)).directions, wanted)
+    assert torch.equal(probe(found, torch.tensor(labels).numpy()).directions, wanted)
+
+
+def test_a_vector_between_two_sets() -> None:
+    there = torch.tensor([[True, True], [True, False]])
+    one = Activations(numbers(2, 1, 2, 4), there, [3], "residual", TOKENS)
+    other = Activations(torch.ones(2, 1, 2, 4), there, [3], "residual", TOKENS)
+    means = (one.values[0, 0].mean(0) + one.values[1, 0, 0]) / 2
+    vector = SteeringVector.between(one, other)
+    torch.testing.assert_close(vector.values[0], means - 1)
+    torch.testing.assert_close(SteeringVector.between(one, other, normalised=True).values.norm(), torch.tensor(1.0))
+    with pytest.raises(MethodError, match="extract them alike"):
+        SteeringVector.between(one, Activations(one.values, there, [2], "residual", TOKENS))
+    with pytest.raises(MethodError, match=r"There is no vector of layer 2; there are those of \[3\]"):
+        vector.only(2)
+
+
+def test_estimates_are_compared_with_the_same_sites() -> None:
+    exact, guess = some()["Patching-2"], some()["Attribution-4"]
+    assert isinstance(exact, Patching)
+    assert isinstance(guess, Attribution)
+    assert -1 <= guess.correlation(exact) <= 1
+    with pytest.raises(MethodError, match="The two cover different sites"):
+        guess.correlation(some()["Patching-3"])  # type: ignore[arg-type]
+
+
 # -- batches and progress ----------------------------------------------------------------------------------------------
 
 
@@ -241,6 +271,11 @@ def test_progress_is_quiet_where_nobody_looks(
     for how in ("bar", "lines", "off"):
         assert list(tracked([1, 2, 3], "lens", how)) == [1, 2, 3]
     assert capsys.readouterr() == ("", "")
+    with monkeypatch.context() as terminal:
+        terminal.setenv("FORCE_COLOR", "1")
+        terminal.setenv("TERM", "xterm")
+        assert list(tracked([1, 2, 3], "lens", "bar")) == [1, 2, 3]
+    assert "lens" in capsys.readouterr().err
     monkeypatch.setattr("edif_hpc.toolkit._progress.LINE_SECONDS", 0.0)
     assert list(tracked([1, 2], "lens", "lines", [10, 5])) == [1, 2]
     assert capsys.readouterr().out == "lens: 10 of 15\n"
