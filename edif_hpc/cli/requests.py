@@ -64,7 +64,14 @@ OUTCOMES = {
 WORDS = 80
 """Characters of a description, or of a cause, that a table shows."""
 
-RequestArgument = Annotated[str, typer.Argument(metavar="REQUEST", help="A request's id.")]
+
+def _is_id(text: str) -> str:
+    if not all(letter.isalnum() or letter == "-" for letter in text):
+        raise typer.BadParameter(f"{text!r} is no request's id; `edif-hpc requests list` shows yours.")
+    return text
+
+
+RequestArgument = Annotated[str, typer.Argument(metavar="REQUEST", help="A request's id.", callback=_is_id)]
 LimitOption = Annotated[int, typer.Option(min=1, help="How many.")]
 
 requests_app = typer.Typer(help="Requests of a user.", no_args_is_help=True)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 RESULT_HELP = """Download the result of a request into a file. Run again, it goes on where it was cut off.
 
-The file is what nnsight would load: torch.load() reads it, once `zstd -d` has unpacked it where its name ends in .zst.
+The file is what nnsight would load: edif_hpc.load(FILE) reads it, or torch.load(FILE, weights_only=False), once
+`zstd -d` has unpacked it where its name ends in .zst.
 
 Examples:
 
@@ -70,10 +71,13 @@ def result(
         print("Cut off; the same command goes on from here.", file=sys.stderr)
         raise typer.Exit(130) from None
     if json:
-        told = {"id": request, "file": str(file.absolute()), "bytes": found["result_bytes"], "resumed_from": began}
+        told = {
+            "id": request, "file": str(file.absolute()), "bytes": file.stat().st_size,
+            "downloaded_bytes": found["result_bytes"], "resumed_from": began,
+        }  # fmt: skip
         print(json_module.dumps(told, indent=2))
     else:
-        print(f"{file} ({size(found['result_bytes'])})")
+        print(f"{file} ({size(file.stat().st_size)})")
 
 
 def fetch(gateway: Gateway, found: dict[str, Any], out: Path | None) -> tuple[Path, int]:

@@ -37,14 +37,13 @@ def connect(
     """Point this process's nnsight at a service.
 
     Args:
-        url: its address; None: NDIF_HOST, else the service of the home on this machine. key: yours; None:
-        NDIF_API_KEY, else the one nnsight saved, else the owner's of that home. offline: do without a model hub:
-        models are taken from the Hugging Face cache. None: as HF_HUB_OFFLINE says. cache: that cache, as
-        `~/.cache/huggingface/hub`; None: HF_HUB_CACHE, offline on the service's own machine the one
-            its workers use.
-        progress: whether waiting shows a line. None shows it in terminals and notebooks; what a block prints is
-        passed on
-            even elsewhere.
+        url: its address; None: NDIF_HOST, else the service of the home on this machine.
+        key: yours; None: NDIF_API_KEY, else the one nnsight saved, else the owner's of that home.
+        offline: do without a model hub: models are taken from the Hugging Face cache. None: as HF_HUB_OFFLINE says.
+        cache: that cache, as `~/.cache/huggingface/hub`; None: HF_HUB_CACHE, offline on the service's own machine the
+            one its workers use.
+        progress: whether waiting shows a line. None shows it in terminals and notebooks; what a block prints is passed
+            on even elsewhere.
         trust: load results of whatever type, which runs code that they name.
         stock: leave `remote=True` to nnsight's own client.
         check: ask the service whether the key is good.

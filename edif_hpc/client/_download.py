@@ -1,21 +1,19 @@
 """Reading a result by ranges, several at once, straight to disk; and going on where reading stopped.
 
-Beside the partial file lies a small state file that says which parts are whole, so a later call, in another process
-or after a crash, reads only what is missing. Parts are held to their checksums where the service gives them. A
-refused link is renewed. What it must not know: what the bytes mean.
+Beside the partial file lies a small state file (see `_transfer`), so a later call, in another process or after a
+crash, reads only what is missing. Parts are held to their checksums where the service gives them. A refused link is
+renewed. What it must not know: what the bytes mean.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import queue
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -23,14 +21,13 @@ import httpx
 
 from ._connection import CONNECT_SECONDS, PATIENCE_SECONDS, Connection, pauses, retry_after
 from ._errors import ClientError, CorruptPart, DownloadFailed, ResultExpired
+from ._transfer import State, Transfer, beside
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where two processes must not read one result into one place
     fcntl = None  # type: ignore[assignment]  # mypy knows the module of this platform
 
-PART_BYTES = 8 * 1024 * 1024
-"""Where the service names none. Object stores want ranges of 8 to 16 MB."""
 READERS = 6
 """Ranges read at once: a distant store answers one with a fraction of the line."""
 CHUNK = 128 * 1024
@@ -44,50 +41,6 @@ JOIN_SECONDS = 2.0
 
 Advance = Callable[[int], None]
 """Told how many more bytes have come; fewer than none when some must be read again."""
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What there is to read.
-
-    Args:
-        link: where, for now.
-        size: bytes in all.
-        part_bytes: bytes of each part but the last.
-        digests: SHA-256 of each part, in hex; empty where the service gives none.
-        form: the suffix of a file that torch did not write, and that `result` so cannot load; else empty.
-    """
-
-    link: str
-    size: int
-    part_bytes: int
-    digests: tuple[str, ...]
-    form: str = ""
-
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> Transfer:
-        """What `GET /api/requests/{id}` says of a completed request.
-
-        Raises:
-            ResultExpired: it has no result any more.
-        """
-        given = record.get("transfer") or {}
-        size = given.get("bytes", record.get("result_bytes"))
-        if not record.get("result") or size is None:
-            raise ResultExpired(f"The service keeps no result of request {record.get('id')} any more; run it again.")
-        part_bytes, digests = int(given.get("part_bytes") or 0), tuple(given.get("digests") or ())
-        if part_bytes < 1 or len(digests) != -(-int(size) // part_bytes):
-            part_bytes, digests = PART_BYTES, ()
-        form = record.get("form") or ""
-        return cls(record["result"], int(size), part_bytes, digests, "" if form == "pt" else form)
-
-    @property
-    def parts(self) -> int:
-        return -(-self.size // self.part_bytes)
-
-    def span(self, part: int) -> tuple[int, int]:
-        """First byte of a part, and the one after its last."""
-        return part * self.part_bytes, min(self.size, (part + 1) * self.part_bytes)
 
 
 class Target(Protocol):
@@ -221,67 +174,28 @@ def into_file(source: Source, path: Path, advance: Advance, recalled: Advance) -
     part_file, state_file = beside(path, "part"), beside(path, "state")
     part_file.touch(mode=0o600)
     with part_file.open("r+b", buffering=0) as file, _alone(file, path):
-        state = State.recalled(state_file, source)
+        state = State.recalled(state_file, source.request_id, source.transfer)
         room = shutil.disk_usage(path.parent).free
-        missing = source.transfer.size - state.bytes(source.transfer)
+        missing = source.transfer.size - state.bytes
         if missing > room:
             raise DownloadFailed(
                 f"The result needs {missing / 1e9:.1f} GB in {path.parent}, and {room / 1e9:.1f} are free; give "
                 "another path."
             )
         file.truncate(source.transfer.size)
-        recalled(state.bytes(source.transfer))
+        recalled(state.bytes)
         _read_all(source, File(file), state, advance)
         part_file.replace(path)
         state_file.unlink(missing_ok=True)
-
-
-def beside(path: Path, what: str) -> Path:
-    return path.with_name(f"{path.name}.{what}")
-
-
-class State:
-    """Which parts are whole, kept in a file."""
-
-    def __init__(self, file: Path, about: dict[str, Any], whole: int = 0) -> None:
-        self._file = file
-        self._about = about
-        self._lock = threading.Lock()
-        self.whole = whole
-        """A bit for each part."""
-
-    @classmethod
-    def recalled(cls, file: Path, source: Source) -> State:
-        """What an earlier reading of the same result left; nothing where that was another's, or cannot be told."""
-        transfer = source.transfer
-        about = {"request": source.request_id, "bytes": transfer.size, "part_bytes": transfer.part_bytes}
-        try:
-            found = json.loads(file.read_text())
-            whole = int(found.pop("whole"), 16)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return cls(file, about)
-        return cls(file, about, whole if found == about else 0)
-
-    def has(self, part: int) -> bool:
-        return bool(self.whole >> part & 1)
-
-    def bytes(self, transfer: Transfer) -> int:
-        spans = [transfer.span(part) for part in range(transfer.parts) if self.has(part)]
-        return sum(end - start for start, end in spans)
-
-    def add(self, part: int) -> None:
-        with self._lock:
-            self.whole |= 1 << part
-            draft = beside(self._file, "new")
-            draft.write_text(json.dumps({**self._about, "whole": f"{self.whole:x}"}))
-            draft.replace(self._file)
 
 
 def _read_all(source: Source, target: Target, state: State, advance: Advance) -> None:
     transfer = source.transfer
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for part in range(transfer.parts):
-        if transfer.digests or not state.has(part):  # a crash may have left less on disk than the state says
+        if transfer.digests or state.of(part) < transfer.length(
+            part
+        ):  # a crash may have left less on disk than the state says
             waiting.put(part)
     stop, failures = threading.Event(), list[BaseException]()
 
@@ -289,8 +203,8 @@ def _read_all(source: Source, target: Target, state: State, advance: Advance) ->
         try:
             while not stop.is_set():
                 part = waiting.get_nowait()
-                _read_part(source, part, target, advance, stop, there=state.has(part))
-                state.add(part)
+                _read_part(source, part, target, advance, stop, state)
+                state.note(part, transfer.length(part), whole=True)
         except (queue.Empty, Stopped):
             return
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the readers
@@ -314,21 +228,30 @@ def _read_all(source: Source, target: Target, state: State, advance: Advance) ->
 
 
 def _read_part(
-    source: Source, part: int, target: Target, advance: Advance, stop: threading.Event, *, there: bool = False
+    source: Source, part: int, target: Target, advance: Advance, stop: threading.Event, state: State | None = None
 ) -> None:
-    """One part, whole and right."""
+    """One part, whole and right; `state` knows what is there already, and is told what comes."""
     digest = source.transfer.digests[part] if source.transfer.digests else ""
     start, end = source.transfer.span(part)
-    if there:
-        if hashlib.sha256(target.read(start, end - start)).hexdigest() == digest:
-            return
-        advance(start - end)
-    for _ in range(CORRUPTIONS):
-        seen = hashlib.sha256()
-        _read_span(source, start, end, target, seen.update, advance, stop)
+    there = state.of(part) if state else 0
+    for _ in range(CORRUPTIONS + bool(there)):
+        seen = hashlib.sha256(target.read(start, there) if digest else b"")
+        at = start + there
+
+        def hear(chunk: bytes, seen: Any = seen) -> None:
+            nonlocal at
+            at += len(chunk)
+            seen.update(chunk)
+            if state:
+                state.note(part, at - start)
+
+        _read_span(source, at, end, target, hear, advance, stop)
         if not digest or seen.hexdigest() == digest:
             return
         advance(start - end)
+        there = 0
+        if state:
+            state.note(part, 0)
     raise CorruptPart(
         f"Bytes {start} to {end} of the result of request {source.request_id} did not match their checksum "
         f"{CORRUPTIONS} times; try again later, or over another line."

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import linecache
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ._errors import DryRunStopped, Misused
 from ._progress import size
+
+KINDS = 3
+"""Of tensors in one container that a line names."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,14 @@ class Saved:
         shape: of a tensor; () for everything else.
         dtype: of a tensor, as `float32`; "" for everything else.
         bytes: what the tensors in it take. The service compacts views, and compression may make it less.
+        tensors: those inside a container, in order.
     """
 
     type: str
     shape: tuple[int, ...]
     dtype: str
     bytes: int
+    tensors: tuple[Saved, ...] = ()
 
 
 class DryRun:
@@ -56,6 +63,9 @@ class DryRun:
     @property
     def bytes(self) -> int:
         return sum(saved.bytes for saved in self.saved.values())
+
+    def __repr__(self) -> str:
+        return str(self)  # a notebook shows it
 
     def __str__(self) -> str:
         if not self.ran:
@@ -115,7 +125,10 @@ class DryRun:
             GuardOnDataDependentSymNode,
             Unsupported,
         )
-        with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(assume_static_by_default=True)):
+        with (
+            _without_words_of("torch._subclasses.fake_tensor"),  # the error itself comes to the user
+            FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(assume_static_by_default=True)),
+        ):
             try:
                 copy.execute(copy.info.code)
             except undecided as error:
@@ -153,7 +166,8 @@ def _described(value: Any) -> Saved:
         return Saved(
             type(value).__name__.replace("FakeTensor", "Tensor"), tuple(value.shape), _dtype(value), _bytes(value)
         )
-    return Saved(type(value).__name__, (), "", sum(_bytes(tensor) for tensor in _tensors(value, set())))
+    inside = tuple(_described(tensor) for tensor in _tensors(value, set()))
+    return Saved(type(value).__name__, (), "", sum(tensor.bytes for tensor in inside), inside)
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -185,9 +199,11 @@ def _dtype(tensor: Any) -> str:
 
 
 def _shown(saved: Saved) -> str:
-    if not saved.dtype:
-        return saved.type
-    return f"{saved.dtype} {' x '.join(str(length) for length in saved.shape) or 'number'}"
+    if saved.dtype:
+        return f"{saved.dtype} {' x '.join(str(length) for length in saved.shape) or 'number'}"
+    kinds = Counter(_shown(tensor) for tensor in saved.tensors)
+    inside = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common(KINDS))
+    return f"{saved.type}{': ' if inside else ''}{inside}{', …' if len(kinds) > KINDS else ''}"
 
 
 def _own_frames(error: BaseException) -> list[Any]:
@@ -199,6 +215,16 @@ def _own_frames(error: BaseException) -> list[Any]:
             found.append(trace)
         trace = trace.tb_next
     return found
+
+
+@contextlib.contextmanager
+def _without_words_of(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @contextlib.contextmanager

@@ -26,3 +26,5 @@ class RequestFailed(RemoteError, ClientError):  # type: ignore[misc]  # nnsight 
         super().__init__(text)
         self.request_id = request_id
         self.meta = meta
+        if request_id:
+            self.add_note(f"Request {request_id}: `edif-hpc requests show {request_id}` tells what happened to it.")

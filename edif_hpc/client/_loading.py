@@ -130,8 +130,9 @@ class _Careful(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if not _known(module, name):
             raise UntrustedResult(
-                f"The result holds a {module}.{name}, which is not loaded without being told to; save tensors, "
-                "numbers, texts or containers of them, or pass trust=True if you trust the service with this machine."
+                f"The result names {module}.{name}, which is not loaded without being told to; save "
+                "tensors, numbers, texts or containers of them, or pass trust=True if you trust the service with this "
+                "machine."
             )
         return super().find_class(module, name)
 

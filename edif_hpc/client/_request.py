@@ -14,7 +14,7 @@ from typing import Any
 
 from edif_hpc.core.scripts.files import OWN_FORM
 
-from . import _download, _events, _formats, _loading, _shelf
+from . import _download, _events, _formats, _loading, _shelf, _transfer
 from ._connection import Connection, current
 from ._errors import Misused, NotFinished, Refused
 from ._progress import Progress, screen
@@ -161,16 +161,21 @@ class Request:
             return self._result(progress, timeout, lazy=lazy, trust=trust)
 
     def download(self, path: str | Path) -> Path:
-        """Read the result into a file of your own, for `edif_hpc.load`; resumes what an earlier call left beside it.
+        """Read the result into a new file of your own, for `edif_hpc.load`; goes on where an earlier call stopped.
 
         Raises:
-            As `result`.
+            Misused: there is something at `path` already, or no folder for it.
+            RequestFailed, NotFinished, Refused, Unreachable, DownloadFailed: as `result`.
         """
         target = Path(path).expanduser().absolute()
+        if target.exists():
+            raise Misused(f"There is something at {target} already; remove it, or give another path.")
+        if not target.parent.is_dir():
+            raise Misused(f"There is no folder {target.parent}; make it, or give another path.")
         with Progress(screen(self._progress), self.id).shown() as progress:
             self._succeeded(progress, None)
-            if not target.exists():
-                self._read_into(target, _download.Source(self._connection, self.id), progress)
+            packed = _transfer.beside(target, self.id)
+            self._read_into(target, packed, _download.Source(self._connection, self.id), progress)
         return target
 
     def cancel(self) -> str:
@@ -255,15 +260,15 @@ class Request:
             packed = _download.into_memory(source, progress.advance)
             return _loading.load(_formats.unpack(packed), trust=trust)
         _shelf.prepare()
-        self._read_into(kept, source, progress)
+        self._read_into(kept, _transfer.beside(kept, "packed"), source, progress)
         values = _loading.load(kept, lazy=lazy, trust=trust)
         if not lazy:
             kept.unlink()
         return values
 
-    def _read_into(self, target: Path, source: _download.Source, progress: Progress) -> None:
+    def _read_into(self, target: Path, packed: Path, source: _download.Source, progress: Progress) -> None:
+        """`packed`: where it lies until it is whole and unpacked; of this request alone."""
         progress.download(source.transfer.size)
-        packed = _download.beside(target, "packed")
         if not packed.exists():
             _download.into_file(source, packed, progress.advance, progress.recalled)
         _formats.unpack_file(packed, target, _formats.cores())

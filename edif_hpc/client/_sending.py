@@ -45,9 +45,10 @@ def pack(tracer: Tracer, model: Any = None) -> Packed:
         model: the model it runs on; found by itself but in a session whose model is no plain name.
 
     Raises:
-        Misused: the model cannot be found.
+        Misused: the model cannot be found, or an earlier block's tracer is used.
     """
     model = model_of(tracer) if model is None else model
+    _surprises.refuse_dead_tracers(tracer)
     _surprises.warn(tracer)
     pull_env()
     compress = bool(CONFIG.API.COMPRESS)

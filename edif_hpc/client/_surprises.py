@@ -25,6 +25,7 @@ import torch
 from nnsight.intervention.envoy import Envoy
 from nnsight.tracing.tracer import Tracer
 
+from ._errors import Misused
 from ._warning import SurpriseWarning
 
 CONTAINERS = (list, dict, set, collections.deque)
@@ -246,6 +247,24 @@ def _called(node: ast.With) -> set[str]:
 
 
 # -- 6: a tracer that is left over -------------------------------------------------------------------------------------
+
+
+def refuse_dead_tracers(tracer: Tracer) -> None:
+    """Refuse a block that uses a tracer of an earlier one: it cannot be packed.
+
+    Raises:
+        Misused: the sentence names it.
+    """
+    frame, body = tracer.info.frame, tracer.node.body
+    bound = _bound(body)
+    for node in _nodes(body):
+        if not isinstance(node, ast.Name) or node.id in bound:
+            continue
+        if _is_dead(frame.f_locals.get(node.id, frame.f_globals.get(node.id))):
+            raise Misused(
+                f"{node.id!r} is left from an earlier block, and its time is over: use the name that the `with … as` "
+                "of this block gives."
+            )
 
 
 @contextmanager

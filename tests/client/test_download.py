@@ -64,37 +64,42 @@ def test_a_cut_download_reads_on_where_it_stopped(proxy: Proxy, large: str, shel
     assert list(shelf.iterdir()) == []
 
 
-SERVICE_PART = 8 * 2**20
-
-
 def test_another_process_reads_only_what_is_missing(
     stack: Stack, proxy: Proxy, large: str, tmp_path: Path, child: Callable[..., Any]
 ) -> None:
     target = tmp_path / "kept.pt"
-    state, part = tmp_path / "kept.pt.packed.state", tmp_path / "kept.pt.packed.part"
+    state, part = tmp_path / f"kept.pt.{large}.state", tmp_path / f"kept.pt.{large}.part"
     proxy.bytes_per_second = 20e6
     script = f"import edif_hpc; edif_hpc.get({large!r}).download({str(target)!r})"
 
-    def whole() -> int:
-        """A bit for each part that is there."""
-        return int(json.loads(state.read_text())["whole"], 16) if state.exists() else 0
+    def noted() -> int:
+        """Bytes that are there."""
+        return sum(json.loads(state.read_text())["there"].values()) if state.exists() else 0
 
     ours = proxy.open
     with child(script, url=proxy.url) as downloading:
-        eventually(whole, 60, "a whole part")
+        eventually(noted, 60, "a piece of a part")
         downloading.kill()
         downloading.wait()
-    parts = whole()
+    there = noted()
     proxy.bytes_per_second = 0
     eventually(lambda: proxy.open <= ours, 30, "the end of what was on its way")
     size, before = size_of(large), proxy.counters.down_bytes
+    assert there < size
     assert part.stat().st_size == size
     assert edif_hpc.get(large).download(target) == target
-    starts = range(0, size, SERVICE_PART)
-    missing = sum(min(SERVICE_PART, size - start) for number, start in enumerate(starts) if not parts >> number & 1)
-    assert proxy.counters.down_bytes - before <= missing + HEADERS
+    assert proxy.counters.down_bytes - before <= size - there + HEADERS
     assert torch.equal(edif_hpc.load(target)["found"], noise(NUMBERS))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("kept")] == ["kept.pt"]
+
+
+def test_a_file_that_is_there_is_not_taken_for_the_result(stack: Stack, large: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.pt").write_text("mine")
+    request = edif_hpc.get(large)
+    for path, why in (("mine.pt", "already"), ("", "already"), ("nowhere/found.pt", "no folder")):
+        with pytest.raises(edif_hpc.Misused, match=why):
+            request.download(tmp_path / path)
+    assert (tmp_path / "mine.pt").read_text() == "mine"
 
 
 def test_a_lazy_result_is_mapped_and_kept(stack: Stack, large: str, shelf: Path) -> None:
@@ -184,11 +189,11 @@ def test_one_that_stays_corrupt_is_named(there: far.Far, content: bytes, tmp_pat
 
 
 def test_what_a_crash_left_wrong_on_disk_is_read_again(there: far.Far, content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "found.packed.part").write_bytes(
+    (tmp_path / f"found.{far.REQUEST}.part").write_bytes(
         bytes(PART) + content[PART : 5 * PART] + bytes(len(content) - 5 * PART)
     )
-    state = {"request": far.REQUEST, "bytes": len(content), "part_bytes": PART, "whole": f"{0b11111:x}"}
-    (tmp_path / "found.packed.state").write_text(json.dumps(state))
+    state = {"request": far.REQUEST, "bytes": len(content), "part_bytes": PART, "there": dict.fromkeys(range(5), PART)}
+    (tmp_path / f"found.{far.REQUEST}.state").write_text(json.dumps(state))
     assert download(tmp_path) == content
     assert there.given == len(content) - 4 * PART
 
@@ -223,6 +228,6 @@ def test_a_forged_result_runs_nothing(there: far.Far, tmp_path: Path) -> None:
     forged = io.BytesIO()
     torch.save({"found": Forged()}, forged, pickle_protocol=4)
     there.content = forged.getvalue()
-    with pytest.raises(edif_hpc.UntrustedResult, match=r"holds a posix\.mkdir"):
+    with pytest.raises(edif_hpc.UntrustedResult, match=r"names posix\.mkdir"):
         edif_hpc.get(far.REQUEST).result()
     assert not (tmp_path / "made by the result").exists()

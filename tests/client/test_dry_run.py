@@ -41,12 +41,15 @@ def test_sessions_and_containers(gpt2: Any) -> None:
             doubled = [layer * 2 for layer in layers].save()  # noqa: F841
     assert report.saved["doubled"].type == "list"
     assert report.bytes == 4 * 9 * 64 * 4
+    assert [tensor.shape for tensor in report.saved["doubled"].tensors] == [(9, 64)] * 4
+    assert "list: 4 of float32 9 x 64" in repr(report)
 
 
-def test_the_users_own_mistakes_come_at_once(gpt2: Any) -> None:
+def test_the_users_own_mistakes_come_at_once(gpt2: Any, caplog: pytest.LogCaptureFixture) -> None:
     report = edif_hpc.dry_run()
     with pytest.raises(RuntimeError, match="Expected size"), gpt2.trace(PROMPT, backend=report):
         wrong = (gpt2.transformer.h[0].output @ gpt2.transformer.h[1].output).save()  # noqa: F841
+    assert caplog.text == ""
     with gpt2.trace(PROMPT, backend=edif_hpc.dry_run()) as tracer:
         tracer.stop()  # the model is free again
 

@@ -177,7 +177,7 @@ def test_types_are_loaded_as_far_as_they_are_harmless(gpt2: Any) -> None:
         import argparse
 
         odd = argparse.Namespace(number=gpt2.lm_head.output.sum() * 0).save()  # noqa: F841
-    with pytest.raises(edif_hpc.UntrustedResult, match=r"holds a argparse\.Namespace"):
+    with pytest.raises(edif_hpc.UntrustedResult, match=r"names argparse\.Namespace"):
         handle.result()
     assert float(handle.result(trust=True)["odd"].number) == 0
 

@@ -136,6 +136,16 @@ def test_a_tracer_left_over_from_before_breaks_nothing(gpt2: Any) -> None:
     assert handle.result()["second"].shape == first.shape
 
 
+def test_a_tracer_left_over_is_refused_where_it_is_used(gpt2: Any, report: edif_hpc.DryRun) -> None:
+    with gpt2.trace(PROMPT, remote=True) as earlier:
+        gpt2.lm_head.output.save()
+    with pytest.raises(edif_hpc.Misused, match="'earlier' is left from an earlier block"):
+        with gpt2.session(backend=report):
+            with gpt2.trace():
+                with earlier.invoke(PROMPT):
+                    second = gpt2.lm_head.output.save()  # noqa: F841
+
+
 def test_ordinary_blocks_are_left_in_peace(gpt2: Any, report: edif_hpc.DryRun) -> None:
     names, scale = ["a"], {"factor": 2.0}
     blocks = list(gpt2.transformer.h)
