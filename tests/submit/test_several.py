@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,51 @@ def test_a_failure_among_several_models_is_the_scripts_own(laptop: Laptop) -> No
     script = COMPARISON + "\n    raise LookupError('nothing to compare')\n"
     done = laptop.submit(script, code=3)
     assert done.stderr.rstrip().endswith("LookupError: nothing to compare")
+
+
+SLOW = """
+    import time
+    import edif_hpc
+    from nnsight import TransformersModel
+    one = TransformersModel("edif-test/gpt2", task="text-generation")
+    other = TransformersModel("edif-test/llama", task="text-generation")
+    print("begun", flush=True)
+    time.sleep(4)
+    with other.trace("a b c"):
+        logits = other.lm_head.output[0, -1].save()
+    edif_hpc.save("sum", float(logits.sum()))
+"""
+
+
+def begun(laptop: Laptop) -> tuple[subprocess.Popen[str], str]:
+    command = laptop.start("submit", laptop.write(SLOW), "--follow", "--out", "sum.json")
+    assert command.stdout is not None
+    request_id = command.stdout.readline().strip()
+    assert command.stdout.readline() == "begun\n"
+    return command, request_id
+
+
+def test_a_script_goes_on_when_a_host_that_lent_it_a_model_dies(laptop: Laptop, stack: Stack) -> None:
+    command, request_id = begun(laptop)
+    held = [model for worker in stack.json("status")["workers"] for model in worker["models"]]
+    (lender,) = [model["pids"]["host"] for model in held if "edif-test/llama" in model["model_key"]]
+    os.kill(lender, signal.SIGKILL)
+    _, words = command.communicate(timeout=90)
+    assert command.returncode == 0, words
+    assert laptop.shown(request_id)["attempt"] == 1
+    expected = json.loads((laptop.folder / "sum.json").read_text())
+    laptop.submit(SLOW, "--out", "again.json")  # the model has been brought back, and is lent again
+    assert json.loads((laptop.folder / "again.json").read_text()) == expected
+
+
+def test_a_script_whose_worker_dies_runs_again(laptop: Laptop, stack: Stack) -> None:
+    command, request_id = begun(laptop)
+    (worker,) = stack.json("status")["workers"]
+    os.kill(worker["pid"], signal.SIGKILL)
+    rest, words = command.communicate(timeout=110)
+    assert command.returncode == 0, words
+    assert rest == "begun\n"
+    assert laptop.shown(request_id)["attempt"] == 2
 
 
 @pytest.fixture(scope="module")
