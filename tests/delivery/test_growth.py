@@ -34,7 +34,7 @@ DESCRIPTORS = 12
 FILES_MORE = 12
 """Volumes of the store and segments of Redis's log come and go."""
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def expired(stack: Stack, store: S3Process, keys: int) -> None:
 
 
 def test_two_thousand_requests_leave_nothing(stack: Stack, gpt2: Any, store: S3Process) -> None:
+    """2,000 requests leave no keys, files, memory or descriptors behind when they have expired"""
     kept = support.ask(gpt2, 1.0, support.Keep)
     prepared = lean.Prepared(gpt2.to_model_key(), kept.blob, True, gpt2._remoteable_get_env())
     with worker(stack, "worker-a"):

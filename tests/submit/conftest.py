@@ -12,7 +12,8 @@ from tests.support.stack import Stack, running
 
 from .laptop import Laptop
 
-LEVELS = ("none", "process", "locked")
+LEVELS = ("none", "locked")
+"""What lies between them has less locked, and no way of its own."""
 NAMES = ["gpt2", "llama", "gpt2-lora"]
 SETTINGS = f"""
 adapters = ["edif-test/gpt2-lora"]
