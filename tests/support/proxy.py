@@ -79,6 +79,10 @@ class Proxy:
         """Reset the next connections to carry so many bytes to the client, one for each number, once they did."""
         self._cuts.extend(down_bytes)
 
+    def cut_no_more(self) -> None:
+        """Forget the cuts that nobody came to."""
+        self._cuts.clear()
+
     def flip_at(self, *down_bytes: int) -> None:
         """Flip a bit in the byte at this place of what next connections carry to the client, one for each number."""
         self._flips.extend(down_bytes)
