@@ -149,7 +149,18 @@ def test_a_result_that_is_fetched_later(laptop: Laptop, gpt2: Any) -> None:
     assert laptop.shown(request_id)["name"] == "love"
     assert laptop.run("result", request_id).returncode == 0
     found = toolkit.load(laptop.folder / f"{request_id}.pt")
-    assert_equal(found, toolkit.steering_vector(gpt2, "I love", "I hate"))
+    here = toolkit.steering_vector(gpt2, "I love", "I hate")
+    assert_equal(found, here)
+    finding = laptop.write(
+        """
+        import sys
+        import edif_hpc
+        edif_hpc.connect(progress=False)
+        found = edif_hpc.get(sys.argv[1]).result()
+        print(sorted(found), found["values"].sum().item())
+        """
+    )
+    assert laptop.python(finding, request_id) == f"['edif_hpc', 'values'] {here.values.sum().item()}\n"
 
 
 def test_files_stand_for_values(laptop: Laptop, gpt2: Any) -> None:
