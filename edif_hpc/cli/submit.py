@@ -102,7 +102,9 @@ def submit(
         ),
     ] = "",
     pool: Annotated[str, typer.Option(help="The pool whose workers may take it (default: any).")] = "",
-    name: Annotated[str, typer.Option(help="A name to find it by in `requests list`.")] = "",
+    name: Annotated[
+        str, typer.Option(help="A name to find it by in `requests list` (default of a method: its own).")
+    ] = "",
     home: HomeOption = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON, one object a line: what was submitted, events, the end.")
@@ -116,6 +118,7 @@ def submit(
     try:
         if method:
             work, named = _method(method, script, model or [], prompt, prompts_file, param, form)
+            name = name or method.replace("_", "-")
         elif script is None or prompt or prompts_file or param:
             raise typer.BadParameter(
                 "name one, or a script, and prompts and parameters only with one", param_hint="--method"

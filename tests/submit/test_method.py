@@ -121,6 +121,7 @@ def test_every_form_without_torch_here(laptop: Laptop, gpt2: Any) -> None:
         out = laptop.folder / f"lens.{form}"
         done = laptop.run(*asked, "-P", "top=2", "-P", "tokens=3", "--out", out, without_torch=True)
         assert done.returncode == 0, done.stderr
+        assert laptop.shown(done.stdout.strip())["name"] == "logit-lens"
         if form != "parquet":
             assert_equal(toolkit.load(out), expected)
     from pyarrow import parquet
