@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from . import components, config, doctor, images, keys, life, logs, look, models, pools, requests, result, submit
+from . import (
+    components,
+    config,
+    doctor,
+    images,
+    keys,
+    life,
+    logs,
+    look,
+    methods,
+    models,
+    pools,
+    requests,
+    result,
+    submit,
+)
 
 app = typer.Typer(
     name="edif-hpc",
@@ -15,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for module in (life, look, submit, logs, requests, result, models, pools, images, keys, config, doctor, components):
+for module in (
+    life, look, submit, methods, logs, requests, result, models, pools, images, keys, config, doctor, components
+):  # fmt: skip
     module.register(app)
 
 

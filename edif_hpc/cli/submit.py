@@ -1,4 +1,4 @@
-"""`submit`: a script as one request, run next to its models. Needs no torch and no nnsight."""
+"""`submit`: a script, or a method by its name, as one request next to its models. Needs no torch and no nnsight."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .context import HomeOption
+from .methods import MethodOption, ParamOption, PromptOption, PromptsFileOption
 
 if TYPE_CHECKING:
     from edif_hpc.core.scripts.envelope import NamedModel
+    from edif_hpc.core.scripts.payload import Script
 
     from .http import Gateway
 
-SUBMIT_HELP = """Run a script next to its models: as one request, on a worker that holds all of them.
+SUBMIT_HELP = """Run a script, or a method by its name, next to its models: as one request, on a worker that holds them.
 
 The script is one file and runs as it would here. The models that it builds (TransformersModel(...),
 LanguageModel(...)) are those that the worker holds, remote=True means there, and what it prints are the request's
 lines. Its result is what it passes to edif_hpc.save(name, value), or the file that it writes to $EDIF_HPC_OUTPUT.
 What follows -- are its arguments.
+
+A method takes one model, prompts and other parameters: `edif-hpc methods` lists them, and they are checked before
+anything is submitted. A parameter's VALUE is JSON or, failing that, text; @FILE is what a file holds: JSON where its
+name ends in .json, else a text a line. -P @FILE.json holds parameters by name; a .json result stands for its own.
 
 The request's id is printed at once, alone on its line, and the request goes on when the terminal is closed. With its
 id go: status, logs -f, result, cancel.
@@ -38,6 +44,16 @@ Examples:
   edif-hpc submit probe.py --out probes.npz --time 5 -- --layers 4 8 12
 
   ID=$(edif-hpc submit sweep.py --model meta-llama/Llama-3.1-8B --name sweep) && edif-hpc logs -f $ID
+
+  edif-hpc submit --method logit-lens --model openai-community/gpt2 --prompt "The Eiffel Tower is in" --out lens.json
+
+  edif-hpc submit --method probe --model openai-community/gpt2 --prompts-file prompts.txt -P labels=@labels.txt
+
+  edif-hpc submit --method activation-patching --model openai-community/gpt2 -P clean=@clean.txt -P corrupt=@corrupt.txt
+  -P answer=" Paris" -P wrong=" Rome" -P component=mlp --out patched.parquet
+
+  edif-hpc submit --method steering-vector --model openai-community/gpt2 -P positive=@love.txt -P negative=@hate.txt
+  -P "layers=[4, 6, 8]" --out love.safetensors
 """
 FAILED, AWAY, INTERRUPTED = 3, 4, 130
 COMPLETED = "COMPLETED"
@@ -48,7 +64,7 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    script: Annotated[Path, typer.Argument(metavar="FILE.py", help="The script.")],
+    script: Annotated[Path | None, typer.Argument(metavar="[FILE.py]", help="The script.")] = None,
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[-- ARGS]", help="What its sys.argv holds after its name.")
     ] = None,
@@ -57,9 +73,13 @@ def submit(
         typer.Option(
             "--model",
             metavar="REPO[@REVISION][:TASK]",
-            help="A model that it builds; once for each. Without: those found in its source.",
+            help="A model that it builds; once for each. Without: those found in its source. A method takes one.",
         ),
     ] = None,
+    method: MethodOption = "",
+    prompt: PromptOption = None,
+    prompts_file: PromptsFileOption = None,
+    param: ParamOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait, and show what it prints meanwhile.")] = False,
     out: Annotated[
@@ -69,7 +89,7 @@ def submit(
             "-o",
             metavar="FILE",
             help="Wait, and save its result there; .pt, .safetensors, .npz, .parquet or .json tells the form of what "
-            "edif_hpc.save was given, which the worker writes.",
+            "edif_hpc.save was given, or of a method's result, which the worker writes.",
         ),
     ] = None,
     form: Annotated[
@@ -82,7 +102,9 @@ def submit(
         ),
     ] = "",
     pool: Annotated[str, typer.Option(help="The pool whose workers may take it (default: any).")] = "",
-    name: Annotated[str, typer.Option(help="A name to find it by in `requests list`.")] = "",
+    name: Annotated[
+        str, typer.Option(help="A name to find it by in `requests list` (default of a method: its own).")
+    ] = "",
     home: HomeOption = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON, one object a line: what was submitted, events, the end.")
@@ -94,7 +116,16 @@ def submit(
     seconds = _seconds(limit)
     told = Told(json, follow)
     try:
-        gateway, made = _send(script, arguments or [], model or [], home, pool=pool, name=name, form=form, time=seconds)
+        if method:
+            work, named = _method(method, script, model or [], prompt, prompts_file, param, form)
+            name = name or method.replace("_", "-")
+        elif script is None or prompt or prompts_file or param:
+            raise typer.BadParameter(
+                "name one, or a script, and prompts and parameters only with one", param_hint="--method"
+            )
+        else:
+            work, named = _script(script, arguments or [], model or [])
+        gateway, made = _send(work, named, home, pool=pool, name=name, form=form, time=seconds)
         told.submitted(made)
         if wait or follow or out is not None:
             told.ended(_end(gateway, made["id"], told))
@@ -136,37 +167,56 @@ def _seconds(limit: str) -> float:
         raise typer.BadParameter(str(error), param_hint="--time") from None
 
 
-def _send(
-    script: Path, arguments: list[str], models: list[str], home: Path | None, *, pool: str, name: str, form: str,
-    time: float,
-) -> tuple[Gateway, dict[str, Any]]:  # fmt: skip
+def _script(file: Path, arguments: list[str], models: list[str]) -> tuple[Script, list[NamedModel]]:
     from edif_hpc.core.errors import SettingsError
-    from edif_hpc.core.home import Home
-    from edif_hpc.core.scripts.envelope import ScriptEnvelope
     from edif_hpc.core.scripts.found import models_in
     from edif_hpc.core.scripts.payload import Script
 
-    from .http import Gateway
-
     try:
-        source = script.read_text(encoding="utf-8")
+        source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingsError(f"{script} cannot be read ({why}); name a Python file.") from None
-    named = [_named(text) for text in models] or models_in(source, script.name)
+        raise SettingsError(f"{file} cannot be read ({why}); name a Python file.") from None
+    return Script(source, file.name, arguments), [_named(text) for text in models] or models_in(source, file.name)
+
+
+def _method(
+    name: str, file: Path | None, models: list[str], prompts: list[str] | None, prompts_file: Path | None,
+    given: list[str] | None, form: str,
+) -> tuple[Script, list[NamedModel]]:  # fmt: skip
+    from edif_hpc.core.scripts.by_name import Asked
+
+    from .methods import checked, parameters
+
+    if file is not None:
+        raise typer.BadParameter(f"takes no file, and {str(file)!r} is given; leave one out", param_hint="--method")
+    if len(models) != 1:
+        raise typer.BadParameter(f"a method takes one, and {len(models) or 'none'} is given", param_hint="--model")
+    asked = checked(name, parameters(given or [], prompts or [], prompts_file), form)
+    model = _named(models[0])
+    return Asked.of(asked.name, model, form, asked.model_dump(mode="json")).script(), [model]
+
+
+def _send(
+    script: Script, models: list[NamedModel], home: Path | None, *, pool: str, name: str, form: str, time: float
+) -> tuple[Gateway, dict[str, Any]]:
+    from edif_hpc.core.home import Home
+    from edif_hpc.core.scripts.envelope import ScriptEnvelope
+
+    from .http import Gateway
+
     envelope = ScriptEnvelope.read(
         json_module.dumps(
             {
-                "models": [one.model_dump() for one in named],
-                "form": form, "pool": pool, "seconds": time, "name": name, "file": script.name,
+                "models": [one.model_dump() for one in models],
+                "form": form, "pool": pool, "seconds": time, "name": name, "file": script.file,
             }
         )
     )  # fmt: skip
     envelope.keys()  # a name that can be no model's is refused here
     gateway = Gateway(Home.locate(home))
     headers = {"idempotency-key": uuid.uuid4().hex, "python-version": sys.version}
-    payload = Script(source, script.name, arguments).pack()
-    made: dict[str, Any] = gateway.send("/api/scripts", envelope.model_dump(), payload, headers)
+    made: dict[str, Any] = gateway.send("/api/scripts", envelope.model_dump(), script.pack(), headers)
     return gateway, made
 
 

@@ -1,7 +1,7 @@
 """What every method gives back: numbers with a record of how they came about, kept in a file and found again.
 
 A result is a frozen dataclass of tensors on the CPU and plain values. Files hold no code: safetensors, npz and json are
-read by anything, and `load` makes the same result of them.
+read by anything, and `load` makes the same result of them. What is a table can be kept as parquet too, for data frames.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import nnsight
 import numpy as np
 import torch
 
 from edif_hpc.core.errors import MethodError
+from edif_hpc.core.scripts.by_name import META
 
 KINDS: dict[str, type[Result]] = {}
 """By the name that files carry."""
-META = "edif_hpc"
-"""The entry of a file that holds everything but tensors, as JSON."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -45,26 +44,32 @@ class Result:
         """Keep the result in a file, or have it leave a block.
 
         Args:
-            path: a file that ends in .safetensors, .npz, .json or .pt. None, inside a trace or session: mark the result
-                as what comes back from there, as nnsight's own `save` does.
+            path: a file that ends in .safetensors, .npz, .json or .pt, or, where the result is a table, in .parquet.
+                None, inside a trace or session: mark the result as what comes back from there, as nnsight's own `save`.
 
         Returns:
             The result itself.
 
         Raises:
-            MethodError: the file's name ends in something else.
+            MethodError: the file's name ends in something else, or the result is no table.
         """
         if path is None:
             nnsight.save(self)
             return self
         target = Path(path).expanduser()
-        if target.suffix not in WRITERS:
+        suffixes = [suffix for suffix in WRITERS if suffix != PARQUET or self.table() is not None]
+        if target.suffix not in suffixes:
             raise MethodError(
-                f"A result cannot be kept as {target.name!r}; end the name in {', '.join(WRITERS)}, or draw it with "
+                f"A result cannot be kept as {target.name!r}; end the name in {', '.join(suffixes)}, or draw it with "
                 ".plot(path), which writes .html, .png, .svg and .pdf."
             )
-        WRITERS[target.suffix](self, target)
+        with target.open("wb") as file:
+            WRITERS[target.suffix](self, file)
         return self
+
+    def table(self) -> dict[str, list[Any]] | None:
+        """The result as columns of one length, for a data frame; None where it is no table."""
+        return None
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
@@ -134,10 +139,10 @@ def _shape(value: Any) -> str:
 Parts = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 
-def _to_safetensors(result: Result, path: Path) -> None:
-    from safetensors.torch import save_file
+def _to_safetensors(result: Result, file: IO[bytes]) -> None:
+    from safetensors.torch import save
 
-    save_file(result._tensors(), path, metadata={META: json.dumps(result._plain())})
+    file.write(save(result._tensors(), metadata={META: json.dumps(result._plain())}))
 
 
 def _from_safetensors(path: Path) -> Parts:
@@ -151,14 +156,14 @@ def _from_safetensors(path: Path) -> Parts:
         raise ValueError(str(error)) from None
 
 
-def _to_npz(result: Result, path: Path) -> None:
+def _to_npz(result: Result, file: IO[bytes]) -> None:
     """numpy knows no bfloat16, which becomes float32."""
     arrays = {
         name: (value.float() if value.dtype is torch.bfloat16 else value).numpy()
         for name, value in result._tensors().items()
     }
     arrays[META] = np.array(json.dumps(result._plain()))
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _from_npz(path: Path) -> Parts:
@@ -166,12 +171,12 @@ def _from_npz(path: Path) -> Parts:
         return json.loads(str(file[META])), {name: torch.from_numpy(file[name]) for name in file.files if name != META}
 
 
-def _to_json(result: Result, path: Path) -> None:
+def _to_json(result: Result, file: IO[bytes]) -> None:
     tensors = {
         name: {"dtype": str(value.dtype).removeprefix("torch."), "values": value.tolist()}
         for name, value in result._tensors().items()
     }
-    path.write_text(json.dumps({META: result._plain(), "tensors": tensors}))
+    file.write(json.dumps({META: result._plain(), "tensors": tensors}).encode())
 
 
 def _from_json(path: Path) -> Parts:
@@ -182,8 +187,8 @@ def _from_json(path: Path) -> Parts:
     return whole[META], tensors
 
 
-def _to_pt(result: Result, path: Path) -> None:
-    torch.save({META: json.dumps(result._plain()), **result._tensors()}, path)
+def _to_pt(result: Result, file: IO[bytes]) -> None:
+    torch.save({META: json.dumps(result._plain()), **result._tensors()}, file)
 
 
 def _from_pt(path: Path) -> Parts:
@@ -191,5 +196,17 @@ def _from_pt(path: Path) -> Parts:
     return json.loads(whole.pop(META)), whole
 
 
-WRITERS = {".safetensors": _to_safetensors, ".npz": _to_npz, ".json": _to_json, ".pt": _to_pt}
+def _to_parquet(result: Result, file: IO[bytes]) -> None:
+    """The table; the record lies in the metadata of its schema, as JSON."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise MethodError("A .parquet file needs pyarrow: pip install pyarrow, or take another suffix.") from None
+    table = pa.table(result.table()).replace_schema_metadata({META: json.dumps(result.record)})
+    parquet.write_table(table, file)
+
+
+PARQUET = ".parquet"
+WRITERS = {".safetensors": _to_safetensors, ".npz": _to_npz, ".json": _to_json, ".pt": _to_pt, PARQUET: _to_parquet}
 READERS = {".safetensors": _from_safetensors, ".npz": _from_npz, ".json": _from_json, ".pt": _from_pt}

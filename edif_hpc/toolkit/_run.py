@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import nnsight
+from huggingface_hub import try_to_load_from_cache
 
 from edif_hpc.core.methods import Method
 
@@ -44,7 +46,7 @@ def facts(model: Any) -> dict[str, Any]:
     return {
         "model": getattr(model, "repo_id", None) or type(module).__name__,
         "revision": getattr(model, "revision", None),
-        "commit": getattr(module.config, "_commit_hash", None),
+        "commit": getattr(module.config, "_commit_hash", None) or _commit(model),
         "dtype": str(module.dtype).removeprefix("torch."),
         "device": str(module.device.type),
         "attention": model.attn_implementation,
@@ -55,6 +57,17 @@ def facts(model: Any) -> dict[str, Any]:
 def record(asked: Method, about: dict[str, Any]) -> dict[str, Any]:
     """What is kept with a result, so that it can be made again."""
     return {"method": asked.name, "parameters": asked.model_dump(mode="json"), **about}
+
+
+def _commit(model: Any) -> str | None:
+    """Of a model that came from this machine's cache: the name of its snapshot."""
+    if not getattr(model, "repo_id", None):
+        return None
+    place = Path(model.repo_id)
+    if not place.is_dir():
+        found = try_to_load_from_cache(model.repo_id, "config.json", revision=model.revision)
+        place = Path(found).parent if isinstance(found, str) else place
+    return place.name if place.parent.name == "snapshots" else None
 
 
 def _version(name: str) -> str:

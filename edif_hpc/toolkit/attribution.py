@@ -16,7 +16,7 @@ import torch
 from edif_hpc.core.errors import MethodError
 from edif_hpc.core.methods import AttributionPatching as Parameters
 
-from . import _figures
+from . import _figures, _tables
 from ._inputs import Ids
 from ._names import Names, tensor
 from ._pairs import difference, prepared
@@ -50,6 +50,10 @@ class Attribution(Result):
         """The estimate as a share of the clean difference that comes back; comparable to `Patching.recovery`."""
         shape = (-1, *[1] * (self.effect.dim() - 1))
         return self.effect / (self.clean - self.corrupt).view(shape)
+
+    def table(self) -> _tables.Columns:
+        """One row a site: pair, layer, position and, of heads, head."""
+        return _tables.by_site(self.tokens, self.layers, self.heads, {"effect": self.effect, "recovery": self.recovery})
 
     def correlation(self, exact: Patching) -> float:
         """Pearson correlation with exact patching of the same sites.

@@ -15,7 +15,7 @@ import torch
 from edif_hpc.core.errors import MethodError
 from edif_hpc.core.methods import LogitLens as Parameters
 
-from . import _figures
+from . import _figures, _tables
 from ._inputs import Ids, batch, batch_spots, batches, chosen, in_order, one_token, spots, texts, token_ids
 from ._names import Names
 from ._progress import tracked, way
@@ -52,6 +52,12 @@ class LogitLens(Result):
     there: torch.Tensor
     layers: list[int]
     tokens: list[list[str]]
+
+    def table(self) -> _tables.Columns:
+        """One row a prompt, position and layer; `ids`, `words` and `probabilities` are lists, the likeliest first."""
+        found = {"ids": self.ids, "words": self.words, "probabilities": self.probabilities}
+        followed = {f"probability of {name!r}": self.followed[..., at] for at, name in enumerate(self.follows)}
+        return _tables.by_spot(self.tokens, self.layers, self.there, {**found, **followed})
 
     def plot(self, path: str | Path | None = None, *, prompt: int = 0) -> Any:
         """The likeliest token of one prompt at each layer and position, and its probability: a plotly figure."""

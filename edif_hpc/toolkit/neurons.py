@@ -14,7 +14,7 @@ import torch
 
 from edif_hpc.core.methods import TopNeurons as Parameters
 
-from . import _figures
+from . import _figures, _tables
 from ._inputs import Ids, batch_spots, batches, chosen, in_order, spots, texts, token_ids
 from ._names import Names
 from ._progress import tracked, way
@@ -39,6 +39,10 @@ class TopNeurons(Result):
     there: torch.Tensor
     layers: list[int]
     tokens: list[list[str]]
+
+    def table(self) -> _tables.Columns:
+        """One row a prompt, position and layer; `ids` and `values` are lists, the most active first."""
+        return _tables.by_spot(self.tokens, self.layers, self.there, {"ids": self.ids, "values": self.values})
 
     def plot(self, path: str | Path | None = None, *, prompt: int = 0, position: int = -1, most: int = 20) -> Any:
         """The most active neurons of all layers at one token, by absolute value: a plotly figure."""

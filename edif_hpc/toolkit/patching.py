@@ -16,7 +16,7 @@ import torch
 
 from edif_hpc.core.methods import ActivationPatching as Parameters
 
-from . import _figures
+from . import _figures, _tables
 from ._inputs import Ids
 from ._names import Names
 from ._pairs import difference, divergence, prepared
@@ -58,6 +58,11 @@ class Patching(Result):
         shape = (-1, *[1] * (self.difference.dim() - 1))
         clean, corrupt = self.clean.view(shape), self.corrupt.view(shape)
         return (self.difference - corrupt) / (clean - corrupt)
+
+    def table(self) -> _tables.Columns:
+        """One row a site: pair, layer, position and, of heads, head."""
+        found = {"difference": self.difference, "recovery": self.recovery, "kl": self.kl}
+        return _tables.by_site(self.tokens, self.layers, self.heads, found)
 
     def plot(
         self,

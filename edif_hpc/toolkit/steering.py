@@ -111,6 +111,18 @@ class Steered(Result):
     factors: list[float]
     prompts: list[str]
 
+    def table(self) -> dict[str, list[Any]]:
+        """One row a prompt and factor."""
+        kl, difference = self.kl.tolist(), self.difference.tolist()
+        rows = [(prompt, factor) for prompt in range(len(self.prompts)) for factor in range(len(self.factors))]
+        return {
+            "prompt": [self.prompts[prompt] for prompt, _ in rows],
+            "factor": [self.factors[factor] for _, factor in rows],
+            "text": [self.texts[prompt][factor] for prompt, factor in rows],
+            "kl": [kl[prompt][factor] for prompt, factor in rows],
+            **({"difference": [difference[prompt][factor] for prompt, factor in rows]} if difference else {}),
+        }
+
     def plot(self, path: str | Path | None = None) -> Any:
         """How the next token changes with the factor, a line a prompt: a plotly figure."""
         told = self.difference if self.difference.numel() else self.kl

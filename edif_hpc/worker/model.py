@@ -6,6 +6,7 @@ Both must build the same module tree, since a request names modules by their pat
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +57,16 @@ def load(spec: HostSpec, *, weights: bool) -> Any:
         _check_ties(shape, model._module)
     model._module.requires_grad_(False)  # gradients towards activations are 2.3 x faster without those of the weights
     model._module.eval()
+    model._module.config._commit_hash = _commit(spec, key)  # where transformers kept it up to 5.14, and records look
     return model
+
+
+def _commit(spec: HostSpec, key: ModelKey) -> str | None:
+    """The commit that was loaded: the name of its snapshot."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(key.repo_id, "config.json", cache_dir=spec.cache, revision=key.revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _device_map(shape: Any, spec: HostSpec) -> dict[str, str]:

@@ -45,7 +45,7 @@ def unpacked(payload: bytes) -> Script:
 
 
 class Result:
-    """What a script leaves: the values that it saved, or the file that it wrote.
+    """What a script leaves: the values that it saved, or the file that it wrote; of a method, its whole result.
 
     Args:
         form: the suffix of the file that values become.
@@ -56,6 +56,7 @@ class Result:
         self.form = form
         self._output = output
         self._values: dict[str, Any] = {}
+        self._whole: memoryview | None = None
 
     @property
     def path(self) -> str:
@@ -83,12 +84,18 @@ class Result:
                 raise Refusal(str(error)) from error
         self._values[name] = value
 
+    def take(self, whole: memoryview) -> None:
+        """Take the whole result: a file of the form that was asked for."""
+        self._whole = whole
+
     def write(self, fd: int, limit: int, threads: int) -> int:
         """Write the result's file and return its size.
 
         Raises:
             Refusal: it is too large, or of values that the file cannot hold.
         """
+        if self._whole is not None:
+            return _within(limit, fd, self._whole, "result takes", "ask for less of it")
         written = os.fstat(self._output).st_size
         if written and self._values:
             raise Refusal(BOTH)
@@ -102,9 +109,7 @@ class Result:
             data = files.written(self._values, self.form)
         except SavedError as error:
             raise Refusal(str(error)) from error
-        if len(data) > limit:
-            raise Refusal(f"The saved values take more than the limit of {size_text(limit)}: save fewer or smaller.")
-        return _put(fd, data, 0)
+        return _within(limit, fd, data, "saved values take", "save fewer or smaller")
 
 
 def run(script: Script, models: Models, result: Result) -> None:
@@ -113,7 +118,7 @@ def run(script: Script, models: Models, result: Result) -> None:
     linecache.cache[script.file] = (len(script.source), None, lines, script.file)  # nnsight and tracebacks read it
     module = types.ModuleType("__main__")
     module.__file__ = script.file
-    with _as_main(module, script, result.path), models.installed(), here.running(result.save):
+    with _as_main(module, script, result.path), models.installed(), here.running(result.save, result.take):
         code = compile(script.source, script.file, "exec", dont_inherit=True)
         try:
             exec(code, vars(module))  # noqa: S102 - what executors are for
@@ -123,6 +128,8 @@ def run(script: Script, models: Models, result: Result) -> None:
 
 
 def _exit_sentence(code: Any) -> str:
+    if isinstance(code, EdifError):
+        return str(code)
     if isinstance(code, int):
         return f"The script ended with exit code {code}."
     return f"The script ended with: {str(code).strip()[:2000]}"
@@ -154,7 +161,13 @@ def _copy(source: int, target: int, size: int) -> int:
     return size
 
 
-def _put(fd: int, data: bytes, at: int) -> int:
+def _within(limit: int, fd: int, data: bytes | memoryview, what: str, advice: str) -> int:
+    if len(data) > limit:
+        raise Refusal(f"The {what} more than the limit of {size_text(limit)}: {advice}.")
+    return _put(fd, data, 0)
+
+
+def _put(fd: int, data: bytes | memoryview, at: int) -> int:
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, at)

@@ -25,7 +25,7 @@ from tests.cli.stack import Stack
 pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_HOME = {"config docs", "image build", "image check"}
+WITHOUT_HOME = {"config docs", "image build", "image check", "methods"}
 
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> dict[str, click.Command]:

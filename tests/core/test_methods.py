@@ -37,6 +37,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("probe", {"prompts": "abc", "labels": [0, 1, 2], "kind": "mass_mean"}, "mass_mean tells two classes apart"),
     ("steer", {"prompts": "a", "positive": "b", "negative": "c", "layers": 3, "answer": "x"}, "give both or neither"),
     ("attention-patterns", {"prompts": "a", "patterns": False}, "set one of them"),
+    ("probe", {**TWO, "penalty": float("nan")}, "penalty is nan, which cannot be used"),
+    ("steer", {"prompts": "a", "positive": "b", "negative": "c", "layers": 3, "factors": "inf"}, "factors is 'inf'"),
 ]
 
 
@@ -65,6 +67,7 @@ def test_defaults_and_spellings() -> None:
 def test_every_method_is_described() -> None:
     for name, method in METHODS.items():
         assert method.name == name
+        assert method.gives.endswith("."), name
         for field, about in method.model_fields.items():
             assert about.description, f"{name}.{field}"
             assert about.description.endswith("."), f"{name}.{field}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from edif_hpc.core.errors import MethodError
+from edif_hpc.core.methods import METHODS
 from edif_hpc.toolkit import (
     Activations,
     AttentionPatterns,
@@ -95,6 +97,44 @@ def test_files_that_are_no_results(tmp_path: Path) -> None:
             load(tmp_path / name)
     with pytest.raises(ValueError, match="only works inside"):
         result.save()
+
+
+def test_what_is_a_table_is_one_in_parquet(tmp_path: Path) -> None:
+    """Which results are tables is also known where there is no torch, so that others are refused at submission."""
+    from pyarrow import parquet
+
+    made = some()
+    tables = {name: result.table() for name, result in made.items()}
+    names = {each.replace("-", " ").title().replace(" ", "") for each in METHODS if METHODS[each].is_table}
+    renamed = {"ActivationPatching": "Patching", "AttributionPatching": "Attribution", "Steer": "Steered"}
+    assert {type(made[name]).__name__ for name, found in tables.items() if found} == {
+        renamed.get(name, name) for name in names
+    }
+    for name, found in tables.items():
+        file = tmp_path / f"{name}.parquet"
+        if found is None:
+            with pytest.raises(MethodError, match=r"end the name in \.safetensors, \.npz, \.json, \.pt, or draw"):
+                made[name].save(file)
+            continue
+        made[name].save(file)
+        table = parquet.read_table(file)
+        assert table.to_pydict() == found
+        assert json.loads(table.schema.metadata[b"edif_hpc"]) == made[name].record
+
+
+def test_a_table_has_a_row_for_each_place_that_is_there() -> None:
+    made = some()
+    lens, heads = made["LogitLens-1"].table(), made["Patching-3"].table()
+    assert lens
+    assert list(zip(lens["prompt"], lens["position"], lens["layer"], strict=True)) == [
+        (prompt, position, layer) for prompt, positions in ((0, 3), (1, 2)) for position in range(positions)
+        for layer in (0, 3)
+    ]  # fmt: skip
+    assert lens["token"][::2] == [*TOKENS[0], *TOKENS[1]]
+    assert lens["ids"][3] == [8, 9]  # of prompt 0, layer 3, position 1
+    assert heads
+    assert heads["head"][:5] == [0, 1, 2, 3, 0]
+    assert heads["difference"] == numbers(1, 2, 3, 4).flatten().tolist()
 
 
 def plots(name: str, result: Any, path: Path | None) -> Any:

@@ -54,8 +54,23 @@ __all__ = [
     "SteerSettings",
     "SteeringVector",
     "TopNeurons",
+    "named",
     "parse",
 ]
+
+
+def named(name: str) -> type[Method]:
+    """The method of this name; `-` and `_` are the same.
+
+    Raises:
+        MethodError: there is none.
+    """
+    wanted = name.replace("_", "-")
+    if wanted not in METHODS:
+        near = get_close_matches(wanted, METHODS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(METHODS)}."
+        raise MethodError(f"There is no method {name!r}; {hint}")
+    return METHODS[wanted]
 
 
 def parse(name: str, parameters: Mapping[str, Any]) -> Method:
@@ -64,9 +79,4 @@ def parse(name: str, parameters: Mapping[str, Any]) -> Method:
     Raises:
         MethodError: there is no such method or parameter, or a value cannot be used.
     """
-    wanted = name.replace("_", "-")
-    if wanted not in METHODS:
-        near = get_close_matches(wanted, METHODS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(METHODS)}."
-        raise MethodError(f"There is no method {name!r}; {hint}")
-    return METHODS[wanted].checked(**{key.replace("-", "_"): value for key, value in parameters.items()})
+    return named(name).checked(**{key.replace("-", "_"): value for key, value in parameters.items()})

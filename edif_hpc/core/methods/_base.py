@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from edif_hpc.core.errors import MethodError
+from edif_hpc.core.scripts.files import FORMS
 
 MAX_PROMPTS = 100_000
 
@@ -43,8 +44,12 @@ Reduction = Literal["none", "mean", "max"]
 class Method(BaseModel):
     """Parameters of one method. `name` is what the command line calls it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
     name: ClassVar[str] = ""
+    gives: ClassVar[str] = ""
+    """What its result is, for a list of methods."""
+    is_table: ClassVar[bool] = False
+    """Whether its result can be a .parquet file."""
 
     @classmethod
     def checked(cls, **parameters: Any) -> Self:
@@ -57,6 +62,11 @@ class Method(BaseModel):
             return cls.model_validate(parameters)
         except ValidationError as error:
             raise MethodError(sentence(cls, parameters, error)) from None
+
+    @classmethod
+    def forms(cls) -> list[str]:
+        """Suffixes of the files that its result can be."""
+        return [form for form in FORMS if form != "parquet" or cls.is_table]
 
 
 class OverPrompts(Method):

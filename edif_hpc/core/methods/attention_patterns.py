@@ -11,6 +11,7 @@ from ._base import Heads, OverPrompts
 
 class AttentionPatterns(OverPrompts):
     name = "attention-patterns"
+    gives = "Who looks at whom: maps of attention, or a number a head."
 
     heads: Heads | None = Field(None, description="Heads from 0; none: all.")
     patterns: bool = Field(True, description="Whether the maps themselves are kept: layers x heads x tokens x tokens.")

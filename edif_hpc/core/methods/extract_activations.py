@@ -11,6 +11,7 @@ from ._base import OnPositions, Reduction
 
 class ExtractActivations(OnPositions):
     name = "extract-activations"
+    gives = "Activations of layers at tokens, or their mean or maximum."
 
     component: Literal["residual", "attention", "mlp", "head", "neuron"] = Field(
         "residual", description="residual, attention, mlp, head (before the projection) or neuron (inside the MLP)."

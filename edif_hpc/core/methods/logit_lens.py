@@ -9,6 +9,8 @@ from ._base import OnPositions, Words
 
 class LogitLens(OnPositions):
     name = "logit-lens"
+    gives = "Each layer's likeliest next tokens, and the probability of chosen ones."
+    is_table = True
 
     top: int = Field(5, ge=1, le=1000, description="How many of the likeliest tokens are kept, 1 to 1000.")
     tokens: Words = Field([], description="Words of one token, or token ids, whose probability is wanted throughout.")

@@ -37,6 +37,8 @@ class Pairs(Method):
 
 class ActivationPatching(Pairs):
     name = "activation-patching"
+    gives = "What each site of a clean run brings back of an answer in a corrupt one."
+    is_table = True
 
     batch_tokens: int = Field(
         4096, ge=1, description="Tokens that one forward pass holds: rows are patched side by side."
@@ -45,3 +47,5 @@ class ActivationPatching(Pairs):
 
 class AttributionPatching(Pairs):
     name = "attribution-patching"
+    gives = "The same for all sites at once, estimated from one gradient."
+    is_table = True

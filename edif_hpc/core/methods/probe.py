@@ -49,6 +49,7 @@ class Probe(ProbeSettings, ExtractActivations):
     """`probe` by name: the prompts are read first, each at one position."""
 
     name = "probe"
+    gives = "A line a layer that tells labels apart, and how well on prompts held out."
 
     @model_validator(mode="after")
     def one_each(self) -> Self:

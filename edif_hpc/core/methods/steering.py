@@ -22,6 +22,7 @@ class Contrast(Method):
 
 class SteeringVector(Contrast):
     name = "steering-vector"
+    gives = "A direction a layer between two sets of prompts."
 
     layers: Layers | None = Field(None, description="Layers from 0, negative ones from the last; none: all.")
 
@@ -48,5 +49,7 @@ class Steer(SteerSettings, Contrast):
     """`steer` by name: the vector is made of two sets of prompts first."""
 
     name = "steer"
+    gives = "What is written, and its odds, with such a direction added."
+    is_table = True
 
     layers: Layers = Field(description="Layers that the vector is read from and added to.")

@@ -18,18 +18,25 @@ NO_SERVICE = (
 )
 
 Save = Callable[[str, Any], None]
+Whole = Callable[[memoryview], None]
 _save: Save | None = None
+_whole: Whole | None = None
 
 
 @contextmanager
-def running(save: Save) -> Iterator[None]:
-    """While a script runs in this process."""
-    global _save
-    before, _save = _save, save
+def running(save: Save, whole: Whole) -> Iterator[None]:
+    """While a script runs in this process.
+
+    Args:
+        save: takes one value of its result.
+        whole: takes the whole result, as the file that was asked for.
+    """
+    global _save, _whole
+    before, _save, _whole = (_save, _whole), save, whole
     try:
         yield
     finally:
-        _save = before
+        _save, _whole = before
 
 
 def is_running() -> bool:
@@ -39,3 +46,8 @@ def is_running() -> bool:
 def taker() -> Save | None:
     """Who takes what the script saves; None where no service runs it."""
     return _save
+
+
+def taker_of_the_whole() -> Whole | None:
+    """Who takes a result that is a file of the form that was asked for; None where no service runs this."""
+    return _whole
