@@ -21,7 +21,8 @@ ATTEMPTS = """
         except BaseException as error:
             return type(error).__name__
 
-    address, cache, home = sys.argv[1:4]
+    address, cache = sys.argv[1:3]
+    trace = f"/tmp/edif-submit-script-was-here-{os.getpid()}"
     host, port = address.rpartition("//")[2].split(":")
     print(json.dumps({
         "network": tried(lambda: socket.create_connection((host, int(port)), 5).close()),
@@ -29,7 +30,7 @@ ATTEMPTS = """
         "fork": tried(lambda: os.waitpid(os.fork() or os._exit(0), 0)[1]),
         "password": tried(lambda: open("/etc/passwd").read()[:4]),
         "cache": tried(lambda: len(os.listdir(cache)) > 0),
-        "write": tried(lambda: open("/tmp/edif-submit-script-was-here", "w").close()),
+        "write": tried(lambda: (open(trace, "w").close(), os.unlink(trace))),
         "kill": tried(lambda: os.kill(os.getppid(), 0)),
         "memory": tried(lambda: bytearray(2 * 2**30) and "had"),
         "secrets": [name for name in os.environ if "KEY" in name or "REDIS" in name or "SECRET" in name],
@@ -43,7 +44,7 @@ BOTH = '\n    TransformersModel("edif-test/llama", task="text-generation")\n'
 @pytest.mark.parametrize("several", [False, True], ids=["one model", "two models"])
 def test_what_the_level_denies(laptop: Laptop, several: bool) -> None:
     script = ATTEMPTS + (BOTH if several else "")
-    (line,) = laptop.prints(script, "--", laptop.url, str(laptop.cache), str(laptop.folder))
+    (line,) = laptop.prints(script, "--", laptop.url, str(laptop.cache))
     found = json.loads(line)
     denied = {"network", "exec", "fork", "password", "cache", "write", "kill"}
     refused = {name for name in denied if found[name] == "PermissionError"}
