@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import socket
@@ -23,14 +24,17 @@ from edif_hpc.fleet.ports import is_free, remove_sockets
 T = TypeVar("T")
 
 
-PORTS = (10_000, 16_000)
+PORTS = range(10_000, 16_000)
 """Below the kernel's ephemeral ports, Slurm's in tests/cluster and the embedded servers' own: no connection takes
-one between its choice here and the moment a server listens on it."""
+one between its choice here and the moment a server listens on it. Each test process has a share of its own, so
+neither does another one's server."""
 
 
 def free_port() -> int:
     """A port on loopback where nobody listens now."""
-    return next(port for port in random.sample(range(*PORTS), 200) if is_free(port))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    sharers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return next(port for port in random.sample(PORTS[number::sharers], 200) if is_free(port))
 
 
 def eventually(
