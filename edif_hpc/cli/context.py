@@ -85,7 +85,7 @@ def refusals(function: F) -> F:
             raise typer.Exit(0) from None
 
     # It has the same parameters, which Typer reads through __wrapped__; mypy cannot see that of *args.
-    return guarded  # type: ignore[return-value]
+    return guarded  # type: ignore[return-value]  # see above
 
 
 def table(title: str, columns: dict[str, str], rows: list[dict[str, Any]], *, json: bool, empty: str = "") -> None:

@@ -133,8 +133,8 @@ def _careful_pickle() -> ModuleType:
     module = ModuleType("edif_hpc_careful_pickle")
     vars(module).update(vars(pickle))
     # A module of our making has the attributes that torch looks for, and none that mypy knows.
-    module.Unpickler = _Careful  # type: ignore[attr-defined]
-    module.load = lambda file, **options: _Careful(file, **options).load()  # type: ignore[attr-defined]
+    module.Unpickler = _Careful  # type: ignore[attr-defined]  # see above
+    module.load = lambda file, **options: _Careful(file, **options).load()  # type: ignore[attr-defined]  # too
     return module
 
 

@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.removeprefix("/debian")
         asked = urllib.request.Request(self.mirror + path, method=self.command)  # noqa: S310 - an admin's own URL
         try:
-            with urllib.request.urlopen(asked, timeout=ANSWER_SECONDS) as answer:  # noqa: S310
+            with urllib.request.urlopen(asked, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - the same URL
                 self.send_response(answer.status)
                 for name in PASSED_ON:
                     if value := answer.headers.get(name):

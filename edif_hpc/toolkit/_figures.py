@@ -75,6 +75,24 @@ def heatmap(
     return _dressed(figure, title)
 
 
+def sites(values: torch.Tensor, result: Any, pair: int | None, position: int, **look: Any) -> Any:
+    """A map of the sites that a patching went through: layers and positions, or layers and heads at one position.
+
+    Args:
+        values: (pairs, layers, positions), for heads (pairs, layers, positions, heads).
+        result: of which `component`, `layers`, `tokens` and `heads` are taken.
+        pair: one of them; None: their mean, under the tokens of the first.
+        look: as `heatmap`.
+    """
+    shown = values.mean(0) if pair is None else values[pair]
+    columns = tokens = result.tokens[pair or 0]
+    column_name = "token"
+    if result.component == "head":
+        shown, columns = shown[:, position], [str(head) for head in result.heads]
+        column_name = f"head, at {visible(tokens[position])!r}"
+    return heatmap(shown, rows=result.layers, columns=columns, row_name="layer", column_name=column_name, **look)
+
+
 def lines(
     series: dict[str, torch.Tensor], x: Sequence[float], *, title: str, x_name: str, y_name: str, zero: bool = False
 ) -> Any:

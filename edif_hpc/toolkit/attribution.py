@@ -75,15 +75,9 @@ class Attribution(Result):
         Args:
             pair: one of them; None: their mean.
         """
-        shown = self.effect.mean(0) if pair is None else self.effect[pair]
-        tokens = self.tokens[pair or 0]
-        columns, column_name = tokens, "token"
-        if self.component == "head":
-            shown, columns = shown[:, position], [str(head) for head in self.heads]
-            column_name = f"head, at {_figures.visible(tokens[position])!r}"
-        figure = _figures.heatmap(
-            shown, title=f"Attribution patching: {self.component}, estimated", rows=self.layers, columns=columns,
-            row_name="layer", column_name=column_name, scale_name="change of the logit difference", signed=True,
+        figure = _figures.sites(
+            self.effect, self, pair, position, title=f"Attribution patching: {self.component}, estimated",
+            scale_name="change of the logit difference", signed=True,
         )  # fmt: skip
         return _figures.finished(figure, path)
 

@@ -77,18 +77,10 @@ class Patching(Result):
         Args:
             pair: one of them; None: their mean.
         """
-        values = getattr(self, measure)
-        shown = values.mean(0) if pair is None else values[pair]
-        tokens = self.tokens[pair or 0]
-        columns, column_name = tokens, "token"
-        if self.component == "head":
-            shown, columns = shown[:, position], [str(head) for head in self.heads]
-            column_name = f"head, at {_figures.visible(tokens[position])!r}"
         names = {"recovery": "share recovered", "difference": "logit difference", "kl": "KL, nats"}
-        figure = _figures.heatmap(
-            shown, title=f"Activation patching: {self.component}, clean into corrupt", rows=self.layers,
-            columns=columns, row_name="layer", column_name=column_name, scale_name=names[measure],
-            signed=measure != "kl",
+        figure = _figures.sites(
+            getattr(self, measure), self, pair, position, scale_name=names[measure], signed=measure != "kl",
+            title=f"Activation patching: {self.component}, clean into corrupt",
         )  # fmt: skip
         return _figures.finished(figure, path)
 
