@@ -59,6 +59,7 @@ lint: install  ## ruff, mypy and the contracts between the rooms
 bench: install  ## latency, throughput and memory beside a bare floor, downloads, Slurm; prints tables, writes JSON
 	$(BIN)/python -m tests.bench.run $(BENCH_FLAGS)
 	$(BIN)/python -m tests.bench.downloads
+	$(BIN)/python -m tests.bench.reductions
 	$(BIN)/python -m tests.bench.cluster
 
 clean:  ## stop the demo and remove what was built; the downloaded model stays
