@@ -1,6 +1,7 @@
 """What every test process needs before the first test: its share of the tests, and the device they run on."""
 
 import os
+import signal
 
 import pytest
 
@@ -26,6 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): tests that share a service")  # also without xdist
+    # Started in the background, a shell has these ignored, and what a test starts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     chosen = config.getoption("--device")
     if trouble := device.trouble(chosen):
         raise pytest.UsageError(trouble)

@@ -168,7 +168,7 @@ def _consider(
         if not reached.served:
             decision.notes[target.key] = "A worker is being started."
     elif not reached.served:
-        _explain(target, able, with_room, reached.failures, now, decision)
+        _explain(target, able, with_room, reached, now, decision)
 
 
 def _starting(pool: Pool) -> str:
@@ -179,22 +179,26 @@ def _starting(pool: Pool) -> str:
 
 @dataclass(frozen=True)
 class _Reach:
-    """`busy`: all who hold the model have it ready, so that no wait is one for a worker that starts."""
+    """`busy`: all who hold the model have it ready, so that no wait is one for a worker that starts. `failures`: of
+    workers that could not load it; `unable`: of those that cannot hold all of several, where another pool's may."""
 
     served: bool
     deep: bool
     busy: bool
     failures: list[str]
+    unable: list[str]
 
 
 def _reached(target: Target, serving: Sequence[WorkerRecord], pools: Sequence[Pool]) -> _Reach:
     """Whether a live worker has, loads or can load the model; whether those are too few; and who failed to."""
     patterns = {pool.name: pool for pool in pools}
-    holding, loading, free, failures = 0, 0, 0, []
+    holding, loading, free = 0, 0, 0
+    failures: list[str] = []
+    unable: list[str] = []
     for worker in serving:
         pool = patterns.get(worker.pool)
         if target.key in worker.unable:
-            failures.append(worker.unable[target.key])
+            unable.append(worker.unable[target.key])
             continue
         if (pool and not pool.serves(target)) or target.pool not in ("", worker.pool):
             continue
@@ -209,12 +213,13 @@ def _reached(target: Target, serving: Sequence[WorkerRecord], pools: Sequence[Po
             free += 1
     deep = target.waiting > DEEP_QUEUE * max(1, holding + free)
     # A busy worker without the model makes room for it in time, so nobody waits in vain; a free place is sooner.
-    others = len(serving) - holding - free - len(failures)
+    others = len(serving) - holding - free - len(failures) - len(unable)
     return _Reach(
         served=holding + free > 0 or (others > 0 and not _room(pools)),
         deep=deep,
         busy=holding > 0 and not loading and not free,
         failures=failures,
+        unable=unable,
     )
 
 
@@ -226,7 +231,7 @@ def _explain(
     target: Target,
     able: Sequence[Pool],
     with_room: Sequence[Pool],
-    failures: Sequence[str],
+    reached: _Reach,
     now: float,
     decision: Decision,
 ) -> None:
@@ -242,10 +247,11 @@ def _explain(
             f"No worker can be started: the last {paused[0].deaths} ended within "
             f"{paused[0].patience.young_seconds:g} s, the latest with: {paused[0].cause}"
         )
-    elif failures:
-        decision.refusals[target.key] = failures[0]
+    elif reached.failures:
+        decision.refusals[target.key] = reached.failures[0]
     elif not able:
-        decision.refusals[target.key] = f"No pool of this service serves {target.repo_id}."
+        nowhere = f"No pool of this service serves {target.repo_id}."
+        decision.refusals[target.key] = reached.unable[0] if reached.unable else nowhere
     elif all(pool.stopped for pool in able):
         decision.notes[target.key] = (
             f"The pool {able[0].name} starts no workers now, since an admin stopped it or somebody cancelled an "

@@ -77,10 +77,10 @@ class Scripts:
             ModelError: neither now nor later.
         """
         limits, pools = self.settings.limits, self.settings.pool
-        if seconds > limits.run_seconds:
+        if seconds > limits.script_seconds:
             raise ModelError(
-                f"This would run {seconds:.0f} s, and a request may run {limits.run_seconds:.0f} s here; split it, or "
-                "ask the admin to raise limits.run_seconds."
+                f"This would run {seconds:.0f} s, and a script may run {limits.script_seconds:.0f} s here; split it "
+                "or ask the admin to raise limits.script_seconds."
             )
         if self.settings.models.tensor_parallel > 1:
             raise ModelError(

@@ -158,6 +158,7 @@ class Attempt:
         if len(hosts) < len(self.residents):
             return Outcome(Verdict.LOST, "the model host was gone")
         limits, record = self.settings.limits, self.claim.record
+        longest = limits.script_seconds if self._kind is Kind.SCRIPT else limits.run_seconds
         spec = RunSpec(
             format=self._format,
             kind=self._kind,
@@ -166,7 +167,7 @@ class Attempt:
             compress=bool(record.get("compress")),
             env=record.get("env") or {},
             limits=Limits(
-                run_seconds=min(limits.run_seconds, record.get("seconds") or limits.run_seconds),
+                run_seconds=min(longest, record.get("seconds") or longest),
                 memory_bytes=limits.memory_bytes,
                 result_bytes=limits.result_bytes,
                 payload_bytes=limits.payload_bytes,

@@ -47,6 +47,16 @@ def test_a_worker_that_cannot_hold_them_has_others_like_it_not_started():
     assert alone.refusals == {BOTH.key: "They need 9 GiB together, and this worker has 8."}
 
 
+def test_a_set_waits_for_the_larger_pool_while_that_has_no_room():
+    small = Pool("small", 3, launched=[Launched("worker-small", NOW)])
+    full, stopped = Pool("large", 1, launched=[Launched("worker-large", NOW)]), Pool("large", 1, stopped=True)
+    lesser = worker("small", unable="They need 9 GiB together, and this worker has 8.")
+    for seen, large in (([lesser, worker(c="ready", running=1)], full), ([lesser], stopped)):
+        decision = decide([BOTH], seen, [small, large], NOW)
+        assert not decision.launch
+        assert not decision.refusals
+
+
 def test_one_that_failed_fails_the_set():
     seen = [worker(a="ready", b="failed")]
     decision = decide([BOTH], seen, [Pool("large", 1, launched=[Launched("worker-large", NOW)])], NOW)

@@ -24,7 +24,8 @@ heartbeat_seconds = 1.0
 [limits]
 memory_bytes = {2**30}
 result_bytes = {32 * 2**20}
-run_seconds = 120
+run_seconds = 60
+script_seconds = 120
 """
 
 

@@ -83,7 +83,7 @@ def test_a_file_that_is_too_large(laptop: Laptop) -> None:
         (MODEL, ["--model", "../../etc"], "which cannot name one on the Hub"),
         (MODEL, ["--model", "edif-test/gpt2-lora"], "is a PEFT adapter, not a model"),
         (MODEL, ["--pool", "gpus"], "There is no pool 'gpus' here; there are: local."),
-        (MODEL, ["--time", "10:00:00"], "a request may run 120 s here"),
+        (MODEL, ["--time", "10:00:00"], "a script may run 120 s here"),
         (MODEL, ["--name", "a\x07b"], "wrong at name"),
     ],
     ids=["no model", "unknown name", "syntax", "not there", "no name", "adapter", "pool", "time", "bell"],

@@ -205,7 +205,7 @@ def test_files_stand_for_values(laptop: Laptop, gpt2: Any) -> None:
         (["steering-vector", "-P", "positive=a", "-P", "negative=b", "--out", "vector.parquet"],
          "The result of steering-vector is no table: take .pt, .safetensors, .npz or .json (--out or --form)."),
         (["logit-lens", "--prompt", "a", "--pool", "gpus"], "There is no pool 'gpus' here; there are: local."),
-        (["logit-lens", "--prompt", "a", "--time", "10:00:00"], "a request may run 120 s here"),
+        (["logit-lens", "--prompt", "a", "--time", "10:00:00"], "a script may run 120 s here"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value)[:60],
 )  # fmt: skip

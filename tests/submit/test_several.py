@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.delivery.scene import serves, worker
 from tests.support import models
 from tests.support.stack import Stack, running
 
@@ -157,15 +160,22 @@ def test_a_script_whose_worker_dies_runs_again(laptop: Laptop, stack: Stack) -> 
     assert laptop.shown(request_id)["attempt"] == 2
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Stack:
-    """A service whose workers hold either model, and not both."""
+def room_for_one(cache: Path) -> int:
+    """Bytes that hold either model, and not both."""
     from edif_hpc.hardware.checkpoint import describe
     from edif_hpc.hardware.memory import required_bytes
 
     needs = [required_bytes(describe(cache, models.repo_id(name), None)) for name in ("gpt2", "llama")]
-    budget = max(needs) + min(needs) // 2
-    settings = SETTINGS.replace("[worker]", f"[worker]\nmemory_bytes = {budget}")
+    return max(needs) + min(needs) // 2
+
+
+ALONE = "from nnsight import TransformersModel\nTransformersModel('edif-test/llama', task='text-generation')"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Stack]:
+    """A service whose workers hold either model, and not both."""
+    settings = SETTINGS.replace("[worker]", f"[worker]\nmemory_bytes = {room_for_one(cache)}")
     with running(tmp_path_factory.mktemp("submit-small") / "home", cache, "process", settings) as found:
         found.level = "process"
         yield found
@@ -179,5 +189,23 @@ def test_what_no_worker_can_hold_is_refused_at_submission(small: Stack, cache: P
     assert "and the largest worker has" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert laptop.run("requests", "list", "--json").stdout.strip() == "[]"
-    alone = "from nnsight import TransformersModel\nTransformersModel('edif-test/llama', task='text-generation')"
-    laptop.submit(alone)
+    laptop.submit(ALONE)
+
+
+def test_only_a_worker_that_can_hold_all_of_them_takes_it(
+    tmp_path_factory: pytest.TempPathFactory, cache: Path, tmp_path: Path
+) -> None:
+    pools = "".join(f'[[pool]]\nname = "{name}"\nlauncher = "local"\nmax_workers = 0\n' for name in ("small", "large"))
+    with running(tmp_path_factory.mktemp("submit-sizes") / "home", cache, "process", SETTINGS + pools) as stack:
+        laptop = Laptop(tmp_path, stack.url, stack.key, cache, "process")
+        limited = replace(stack, variables={"EDIF_HPC_WORKER__MEMORY_BYTES": str(room_for_one(cache))})
+        with worker(limited, "lesser", "--pool", "small"):
+            serves(stack, "lesser")
+            both = laptop.run("submit", laptop.write(COMPARISON)).stdout.strip()
+            laptop.submit(ALONE)  # later, and served
+            assert laptop.shown(both)["attempt"] == 0
+            with worker(stack, "greater", "--pool", "large"):
+                done = laptop.run("logs", "-f", both)
+                assert done.returncode == 0, done.stderr
+                found = laptop.shown(both)
+    assert (found["status"], found["worker"], found["attempt"]) == ("COMPLETED", "greater", 1), found
