@@ -15,6 +15,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from safetensors import SafetensorError
+
 from edif_hpc.core.errors import EdifError, SavedError
 from edif_hpc.core.scripts import files, here, plain
 from edif_hpc.core.scripts.files import OWN_FORM
@@ -29,6 +31,11 @@ CHUNK = 1024 * 1024
 BOTH = (
     f"The script saves values with edif_hpc.save and writes to {here.OUTPUT}; a result is one of the two, so leave one "
     "out."
+)
+
+ONE_FILE = (
+    f"{here.OUTPUT} is one file without a folder: open it, as `with open(os.environ['{here.OUTPUT}'], 'wb') as file:`, "
+    "and write to `file` (numpy.savez(file, ...), file.write(safetensors.torch.save(...))), or use edif_hpc.save."
 )
 
 
@@ -125,6 +132,10 @@ def run(script: Script, models: Models, result: Result) -> None:
         except SystemExit as ended:
             if ended.code not in (None, 0):
                 raise Refusal(_exit_sentence(ended.code)) from ended
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, SafetensorError) or str(error.filename).startswith(result.path):
+                error.add_note(ONE_FILE)
+            raise
 
 
 def _exit_sentence(code: Any) -> str:

@@ -63,6 +63,23 @@ def test_what_a_script_may_not_or_cannot(laptop: Laptop, body: str, sentence: st
     assert ("Traceback" in done.stderr) == (sentence in OWN_MISTAKES)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import numpy; numpy.savez(os.environ['EDIF_HPC_OUTPUT'], a=numpy.ones(3))",
+        "import torch; from safetensors.torch import save_file; "
+        "save_file({'a': torch.ones(3)}, os.environ['EDIF_HPC_OUTPUT'])",
+        "(__import__('pathlib').Path(os.environ['EDIF_HPC_OUTPUT']) / 'part').mkdir()",
+    ],
+    ids=["numpy", "safetensors", "folder"],
+)
+def test_who_takes_the_output_for_a_folder_is_told_how_to_write_to_it(laptop: Laptop, body: str) -> None:
+    done = laptop.run("submit", laptop.write(MODEL + body), "--wait")
+    assert done.returncode == 3, (done.stdout, done.stderr)
+    assert "Traceback" in done.stderr
+    assert "EDIF_HPC_OUTPUT is one file without a folder: open it" in done.stderr.rstrip().splitlines()[-1]
+
+
 def test_a_file_that_is_too_large(laptop: Laptop) -> None:
     body = "open(os.environ['EDIF_HPC_OUTPUT'], 'wb').write(bytes(40 * 2**20))"
     done = laptop.run("submit", laptop.write(MODEL + body), "--wait")
