@@ -69,6 +69,10 @@ class ModelError(EdifError):
     http_status = 404
 
 
+class TooLarge(ModelError):
+    """One worker cannot hold it; another may."""
+
+
 class KeyRequired(EdifError):
     code = "key_required"
     http_status = 401

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from edif_hpc.core import log
-from edif_hpc.core.errors import EdifError, HostDied, ModelError
+from edif_hpc.core.errors import EdifError, HostDied, ModelError, TooLarge
 from edif_hpc.core.queue import Queue
 from edif_hpc.core.target import Target
 from edif_hpc.core.wire import ModelKey, Status
@@ -54,7 +54,7 @@ class Provision:
         self.sets: dict[Target, float] = {}
         """What somebody waits for here that is more than one model, or one of this pool alone; with since when."""
         self.unable: dict[str, str] = {}
-        """Sets that this worker cannot hold, with the reason."""
+        """What this worker is too small for, with the reason."""
         self._stir = asyncio.Event()
         self._wanted: dict[str, float] = {}
         self._told_to_load: set[str] = set()
@@ -106,8 +106,19 @@ class Provision:
         return target.pool in ("", self.pool) and all(self.serves(key.repo_id) for key in target.keys)
 
     def _why_not(self, target: Target) -> str:
-        """Why this worker can never serve a set; "" when it can. What is wrong with one model is told when it loads."""
-        return self.residents.why_never(target.keys) if len(target.keys) > 1 else ""
+        """Why this worker can never serve what a larger one may; "" when it can.
+
+        What is wrong with a model anywhere is told when it loads.
+        """
+        if len(target.keys) > 1:
+            return self.residents.why_never(target.keys)
+        try:
+            self.residents.known(target.keys[0])
+        except TooLarge as error:
+            return str(error)
+        except ModelError:
+            return ""
+        return ""
 
     async def run(self) -> None:
         """Bring up what is waited for, and replace hosts that died."""
@@ -151,6 +162,9 @@ class Provision:
             await self._tell_waiting(text, f"Loading {key.repo_id}.")
             await self._load(key, room)
             self._failed_loads.pop(text, None)
+        except TooLarge as error:  # somebody told this worker to load it; who waits for it is left to larger ones
+            logger.error("model is too large", model=key.repo_id, error=str(error))
+            self.residents.give_up(text, str(error))
         except ModelError as error:
             await self._refuse_waiting(text, str(error))
         except EdifError as error:

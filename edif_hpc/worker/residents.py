@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edif_hpc.core import log
 from edif_hpc.core.allowed import check_model
-from edif_hpc.core.errors import EdifError, HostDied, HostError, ModelError
+from edif_hpc.core.errors import EdifError, HostDied, HostError, ModelError, TooLarge
 from edif_hpc.core.isolation import Isolation
 from edif_hpc.core.registry import ModelRecord, ModelState
 from edif_hpc.core.settings import Settings
@@ -130,7 +130,8 @@ class Residents:
         """What the model may take, from its headers in the cache: its size on any one device, or all of several.
 
         Raises:
-            ModelError: not in the cache, not allowed, not to be split as asked, or too large for what is here.
+            TooLarge: for what is here.
+            ModelError: not in the cache, not allowed, or not to be split as asked.
         """
         check_model(self.settings.models, key)
         checkpoint: Checkpoint = describe(self.cache, key.repo_id, key.revision)
@@ -144,7 +145,7 @@ class Residents:
         over = spread_over(weight_bytes(checkpoint, dtype), self.devices, self.accelerator)
         if over and self.isolation is Isolation.NONE and checkpoint.quantization is None:
             return [{device: self.devices[device] for device in over}]
-        raise ModelError(self._too_large(checkpoint, needed, over))
+        raise TooLarge(self._too_large(checkpoint, needed, over))
 
     def _too_large(self, checkpoint: Checkpoint, needed: int, over: tuple[str, ...]) -> str:
         """Why a model that needs more than the largest device has cannot be here either, though it may fit `over`."""
@@ -209,7 +210,7 @@ class Residents:
         """Why these models can never be here together, in one sentence; "" when they can."""
         free = dict(self.devices)
         try:
-            choices = sorted(map(self._known, keys), key=lambda each: max(map(_total, each)), reverse=True)
+            choices = sorted(map(self.known, keys), key=lambda each: max(map(_total, each)), reverse=True)
         except ModelError as error:
             return str(error)
         for each in choices:  # the largest first, each where it fits
@@ -225,7 +226,7 @@ class Residents:
                 free[device] -= size
         return ""
 
-    def _known(self, key: ModelKey) -> list[Shares]:
+    def known(self, key: ModelKey) -> list[Shares]:
         """What a model takes: of one that is here what it really does."""
         resident = self.models.get(str(key))
         return [resident.shares] if resident and resident.state == "ready" else self.choices(key)

@@ -160,13 +160,12 @@ def test_a_script_whose_worker_dies_runs_again(laptop: Laptop, stack: Stack) -> 
     assert laptop.shown(request_id)["attempt"] == 2
 
 
-def room_for_one(cache: Path) -> int:
-    """Bytes that hold either model, and not both."""
+def needed(cache: Path) -> dict[str, int]:
+    """Bytes that each model takes on a worker."""
     from edif_hpc.hardware.checkpoint import describe
     from edif_hpc.hardware.memory import required_bytes
 
-    needs = [required_bytes(describe(cache, models.repo_id(name), None)) for name in ("gpt2", "llama")]
-    return max(needs) + min(needs) // 2
+    return {name: required_bytes(describe(cache, models.repo_id(name), None)) for name in ("gpt2", "llama")}
 
 
 ALONE = "from nnsight import TransformersModel\nTransformersModel('edif-test/llama', task='text-generation')"
@@ -175,7 +174,8 @@ ALONE = "from nnsight import TransformersModel\nTransformersModel('edif-test/lla
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Stack]:
     """A service whose workers hold either model, and not both."""
-    settings = SETTINGS.replace("[worker]", f"[worker]\nmemory_bytes = {room_for_one(cache)}")
+    needs = needed(cache).values()
+    settings = SETTINGS.replace("[worker]", f"[worker]\nmemory_bytes = {max(needs) + min(needs) // 2}")
     with running(tmp_path_factory.mktemp("submit-small") / "home", cache, "process", settings) as found:
         found.level = "process"
         yield found
@@ -192,20 +192,25 @@ def test_what_no_worker_can_hold_is_refused_at_submission(small: Stack, cache: P
     laptop.submit(ALONE)
 
 
-def test_only_a_worker_that_can_hold_all_of_them_takes_it(
+def test_what_one_worker_is_too_small_for_waits_for_a_larger_one(
     tmp_path_factory: pytest.TempPathFactory, cache: Path, tmp_path: Path
 ) -> None:
     pools = "".join(f'[[pool]]\nname = "{name}"\nlauncher = "local"\nmax_workers = 0\n' for name in ("small", "large"))
+    needs = needed(cache)
+    light, heavy = sorted(needs, key=lambda name: needs[name])
+    alone = {name: ALONE.replace("edif-test/llama", models.repo_id(name)) for name in needs}
     with running(tmp_path_factory.mktemp("submit-sizes") / "home", cache, "process", SETTINGS + pools) as stack:
         laptop = Laptop(tmp_path, stack.url, stack.key, cache, "process")
-        limited = replace(stack, variables={"EDIF_HPC_WORKER__MEMORY_BYTES": str(room_for_one(cache))})
+        room = (needs[light] + needs[heavy]) // 2
+        limited = replace(stack, variables={"EDIF_HPC_WORKER__MEMORY_BYTES": str(room)})
         with worker(limited, "lesser", "--pool", "small"):
             serves(stack, "lesser")
-            both = laptop.run("submit", laptop.write(COMPARISON)).stdout.strip()
-            laptop.submit(ALONE)  # later, and served
-            assert laptop.shown(both)["attempt"] == 0
+            sent = [laptop.run("submit", laptop.write(each)).stdout.strip() for each in (COMPARISON, alone[heavy])]
+            laptop.submit(alone[light])  # later, and served
+            assert [laptop.shown(each)["attempt"] for each in sent] == [0, 0]
             with worker(stack, "greater", "--pool", "large"):
-                done = laptop.run("logs", "-f", both)
-                assert done.returncode == 0, done.stderr
-                found = laptop.shown(both)
-    assert (found["status"], found["worker"], found["attempt"]) == ("COMPLETED", "greater", 1), found
+                for each in sent:
+                    done = laptop.run("logs", "-f", each)
+                    assert done.returncode == 0, done.stderr
+                found = [laptop.shown(each) for each in sent]
+    assert [(one["status"], one["worker"], one["attempt"]) for one in found] == [("COMPLETED", "greater", 1)] * 2, found
