@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -33,7 +34,7 @@ name ends in .json, else a text a line. -P @FILE.json holds parameters by name; 
 The request's id is printed at once, alone on its line, and the request goes on when the terminal is closed. With its
 id go: status, logs -f, result, cancel.
 
-Exit codes: 0 submitted, and with --wait, --follow or --out completed; 1 refused, nothing was submitted or fetched; 2
+Exit codes: 0 submitted, and with --wait, --follow or --out completed; 1 refused, or its result found no place here; 2
 wrong usage; 3 the request failed or was cancelled, its error is on stderr; 4 the service does not answer; 130
 interrupted with Ctrl-C, the request goes on.
 
@@ -125,6 +126,8 @@ def submit(
             )
         else:
             work, named = _script(script, arguments or [], model or [])
+        if out is not None:
+            _check_folder(out)
         gateway, made = _send(work, named, home, pool=pool, name=name, form=form, time=seconds)
         told.submitted(made)
         if wait or follow or out is not None:
@@ -238,11 +241,32 @@ def _end(gateway: Gateway, request_id: str, told: Told) -> dict[str, Any]:
     return event
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a place that takes no file before anything runs for it; what becomes of it meanwhile is told afterwards.
+
+    Raises:
+        SettingsError: there is no such folder, it may not be written to, or the name is a folder's.
+    """
+    from edif_hpc.core.errors import SettingsError
+
+    folder = out.absolute().parent
+    if out.is_dir():
+        raise SettingsError(f"{out} is a folder; give --out the name of a file in it.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "cannot be written to" if folder.is_dir() else "is no folder"
+        raise SettingsError(f"{folder} {why}; make it, or choose another with --out.")
+
+
 def _fetch(gateway: Gateway, request_id: str, out: Path, told: Told) -> None:
+    from edif_hpc.core.errors import EdifError
+
     from .result import fetch
 
     found = gateway.get(f"/api/requests/{request_id}")
-    fetch(gateway, found, out)
+    try:
+        fetch(gateway, found, out)
+    except EdifError as error:
+        raise type(error)(f"{error} The request is completed: `edif-hpc result {request_id} --out FILE`.") from None
     told.fetched(out, found["result_bytes"])
 
 

@@ -75,6 +75,17 @@ def heatmap(
     return _dressed(figure, title)
 
 
+def picked(number: int, count: int, what: str) -> int:
+    """One of `count`, from 0; a negative number counts from the last.
+
+    Raises:
+        MethodError: there is none of that number.
+    """
+    if not -count <= number < count:
+        raise MethodError(f"There is no {what} {number} in this result, which has {count}, from 0 to {count - 1}.")
+    return number % count
+
+
 def sites(values: torch.Tensor, result: Any, pair: int | None, position: int, **look: Any) -> Any:
     """A map of the sites that a patching went through: layers and positions, or layers and heads at one position.
 
@@ -84,10 +95,12 @@ def sites(values: torch.Tensor, result: Any, pair: int | None, position: int, **
         pair: one of them; None: their mean, under the tokens of the first.
         look: as `heatmap`.
     """
-    shown = values.mean(0) if pair is None else values[pair]
-    columns = tokens = result.tokens[pair or 0]
+    one = 0 if pair is None else picked(pair, len(values), "pair")
+    shown = values.mean(0) if pair is None else values[one]
+    columns = tokens = result.tokens[one]
     column_name = "token"
     if result.component == "head":
+        position = picked(position, shown.shape[1], "position")
         shown, columns = shown[:, position], [str(head) for head in result.heads]
         column_name = f"head, at {visible(tokens[position])!r}"
     return heatmap(shown, rows=result.layers, columns=columns, row_name="layer", column_name=column_name, **look)

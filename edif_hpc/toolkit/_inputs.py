@@ -87,9 +87,12 @@ def one_token(model: Any, word: str | int) -> int:
     """The id of a word.
 
     Raises:
-        MethodError: it is more or less than one token, and what to do.
+        MethodError: it is more or less than one token, or an id outside the vocabulary, and what to do.
     """
     if isinstance(word, int):
+        count = model._module.config.get_text_config().vocab_size
+        if not 0 <= word < count:
+            raise MethodError(f"There is no token {word}: the model has {count}, numbered from 0 to {count - 1}.")
         return word
     ids = model.tokenizer(word, add_special_tokens=False).input_ids
     if len(ids) == 1:

@@ -55,6 +55,7 @@ class AttentionPatterns(Result):
         """
         if not self.patterns.numel() or layer not in self.layers or head not in self.heads:
             raise MethodError(f"There is no map of layer {layer}, head {head}; ask for it, with patterns=True.")
+        prompt = _figures.picked(prompt, len(self.tokens), "prompt")
         tokens = self.tokens[prompt]
         found = self.patterns[prompt, self.layers.index(layer), self.heads.index(head), : len(tokens), : len(tokens)]
         labels = [f"{number} {_figures.visible(token)}" for number, token in enumerate(tokens)]

@@ -61,6 +61,7 @@ class LogitLens(Result):
 
     def plot(self, path: str | Path | None = None, *, prompt: int = 0) -> Any:
         """The likeliest token of one prompt at each layer and position, and its probability: a plotly figure."""
+        prompt = _figures.picked(prompt, len(self.tokens), "prompt")
         count = int(self.there[prompt].sum())
         figure = _figures.heatmap(
             self.probabilities[prompt, :, :count, 0], title="Logit lens: the likeliest next token, layer by layer",
@@ -74,7 +75,8 @@ class LogitLens(Result):
         """How the probability of each token asked for rises through the layers, at one position: a plotly figure."""
         if not self.follows:
             raise MethodError("No tokens were followed; call logit_lens with tokens=[…].")
-        column = range(int(self.there[prompt].sum()))[position]
+        prompt = _figures.picked(prompt, len(self.tokens), "prompt")
+        column = _figures.picked(position, int(self.there[prompt].sum()), "position")
         series = {name: self.followed[prompt, :, column, number] for number, name in enumerate(self.follows)}
         figure = _figures.lines(
             series, self.layers, title="Logit lens", x_name="layer", y_name="probability of the next token"

@@ -46,7 +46,8 @@ class TopNeurons(Result):
 
     def plot(self, path: str | Path | None = None, *, prompt: int = 0, position: int = -1, most: int = 20) -> Any:
         """The most active neurons of all layers at one token, by absolute value: a plotly figure."""
-        column = range(int(self.there[prompt].sum()))[position]
+        prompt = _figures.picked(prompt, len(self.tokens), "prompt")
+        column = _figures.picked(position, int(self.there[prompt].sum()), "position")
         values, ids = self.values[prompt, :, column].flatten(), self.ids[prompt, :, column].flatten()
         kept = values.abs().topk(min(most, values.numel())).indices
         each = self.ids.shape[-1]

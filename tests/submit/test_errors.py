@@ -124,6 +124,18 @@ def test_wrong_usage_is_exit_code_2(laptop: Laptop, options: list[str]) -> None:
     assert laptop.run("submit", laptop.write(MODEL), *options).returncode == 2
 
 
+def test_a_place_that_takes_no_file_is_refused_before_anything_runs(laptop: Laptop) -> None:
+    (laptop.folder / "a.json").mkdir()
+    before = laptop.run("requests", "list", "--json").stdout
+    for out, why in (("nowhere/x.json", "is no folder"), ("a.json", "a.json is a folder; give --out the name")):
+        done = laptop.run("submit", laptop.write(MODEL), "--out", out)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert why in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert laptop.run("requests", "list", "--json").stdout == before
+
+
 def test_a_file_that_is_not_there(laptop: Laptop) -> None:
     done = laptop.run("submit", laptop.folder / "nowhere.py")
     assert done.returncode == 1

@@ -255,8 +255,9 @@ def test_wrong_usage_is_exit_code_2(laptop: Laptop, options: list[str]) -> None:
             ["-P", "tokens=ab"],
             "'ab' is 2 tokens (['a', 'b']), and one is needed; take another word.\n",
         ),
+        (["-P", "tokens=999999"], "There is no token 999999: the model has 512, numbered from 0 to 511.\n"),
     ],
-    ids=["layer", "word"],
+    ids=["layer", "word", "token"],
 )
 def test_what_only_the_model_shows_is_one_sentence_too(laptop: Laptop, options: list[str], sentence: str) -> None:
     assert submit(laptop, "logit-lens", "--prompt", "a b c", *options, "--wait", code=3) == sentence

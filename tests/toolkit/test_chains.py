@@ -120,6 +120,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"prompts": "a", "tokens": "Colosseum Tower"},
         "' Tower']), and one is needed; take another word.",
     ),
+    (
+        "logit_lens",
+        {"prompts": "a", "tokens": 999_999},
+        "There is no token 999999: the model has 512, numbered from 0 to 511.",
+    ),
     ("logit_lens", {"prompts": [[1, 512]]}, "Prompt 0 has the token 512, and there are 512."),
     ("logit_lens", {"prompts": [[1] * 257]}, "Prompt 0 has 257 tokens, and the model takes 256; shorten it."),
     (

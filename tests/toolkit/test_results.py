@@ -161,6 +161,14 @@ def test_more_pictures(tmp_path: Path) -> None:
         made["AttentionPatterns-6"].plot_scores("previous")
     with pytest.raises(MethodError, match="There is no map of layer 5, head 7"):
         made["AttentionPatterns-6"].plot(layer=5, head=7)
+    for picture, wrong in (
+        (made["AttentionPatterns-6"].plot, {"layer": 4, "head": 7, "prompt": 99}),
+        (made["LogitLens-1"].plot, {"prompt": 99}),
+        (made["LogitLens-1"].plot_followed, {"position": 99}),
+        (made["Patching-2"].plot, {"pair": 99}),
+    ):
+        with pytest.raises(MethodError, match=r"There is no (prompt|position|pair) 99 in this result, which has \d"):
+            picture(**wrong)
     assert made["Patching-2"].plot(measure="kl").data[0].zmin == 0
     with pytest.raises(MethodError, match=r"end the name in \.html"):
         made["Patching-2"].plot(tmp_path / "picture.bmp")

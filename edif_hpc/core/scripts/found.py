@@ -8,6 +8,7 @@ its author has to say.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,20 +64,32 @@ def _calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
-    """Names that the module binds once, to a literal."""
-    bound: dict[str, list[ast.expr | None]] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            bound.setdefault(node.id, []).append(None)
+    """Names that the module binds once, to a literal, and nothing else in it binds."""
+    bound = Counter(name for node in ast.walk(tree) for name in _bound(node))
     literal: dict[str, Any] = {}
     for statement in tree.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else []
         targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
         value = getattr(statement, "value", None)
         for target in targets:
-            if isinstance(target, ast.Name) and isinstance(value, ast.Constant) and len(bound[target.id]) == 1:
+            if isinstance(target, ast.Name) and isinstance(value, ast.Constant) and bound[target.id] == 1:
                 literal[target.id] = value.value
     return literal
+
+
+def _bound(node: ast.AST) -> list[str]:
+    """The names that this node binds, in whatever scope."""
+    if isinstance(node, ast.Name):
+        return [node.id] if isinstance(node.ctx, ast.Store) else []
+    if isinstance(node, ast.arg):
+        return [node.arg]
+    if isinstance(node, ast.alias):
+        return [(node.asname or node.name).partition(".")[0]]
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name:
+        return [node.name]
+    return [node.rest] if isinstance(node, ast.MatchMapping) and node.rest else []
 
 
 def _model(call: ast.Call, name: str, constants: dict[str, Any], file: str) -> NamedModel:
