@@ -16,6 +16,7 @@ from . import kernel
 BEFORE = """
 import warnings
 warnings.simplefilter("error")
+warnings.simplefilter("ignore", PendingDeprecationWarning)  # the kernel's own, when it is shut down
 """
 PNG, FIGURE = "image/png", "application/vnd.plotly.v1+json"
 PICTURES = {
@@ -118,7 +119,7 @@ def test_it_runs_and_finds_what_it_says(name: str, served: tuple[Stack, Path], t
             layout = output.data[FIGURE]["layout"]
             assert layout["title"]["text"]
             assert layout["xaxis"]["title"]["text"]
-            assert layout["yaxis"]["title"]["text"] or name in ("gender_bias", "comparing_models")
+            assert layout["yaxis"].get("title") or layout["yaxis"]["autorange"] == "reversed"  # names, from the top
 
 
 @pytest.mark.fast

@@ -14,8 +14,6 @@ from tests.submit.laptop import Laptop
 from tests.support import models
 from tests.support.stack import Stack
 
-from . import kernel
-
 FOLDER = models.REPO / "examples" / "submit"
 
 
@@ -47,13 +45,11 @@ def test_answers(laptop: Laptop) -> None:
     assert sum(table["right"]) == 11
 
 
-def test_compare_with_itself_and_with_another(laptop: Laptop) -> None:
-    names = [REPO_ID, kernel.ROUNDED]
-    declared = [part for name in names for part in ("--model", name)]
-    good(laptop.run("submit", FOLDER / "compare.py", *declared, "--out", "other.json", "--", *names))
-    good(laptop.run("submit", FOLDER / "compare.py", *declared, "--out", "same.json", "--", REPO_ID, REPO_ID))
-    other, same = (json.loads((laptop.folder / f"{name}.json").read_text()) for name in ("other", "same"))
-    assert other["probability"][0] == pytest.approx([0.654, 0.266], abs=0.02)
+def test_compare(laptop: Laptop) -> None:
+    """With itself a model agrees; what it has with another is in comparing_models, which submits this script."""
+    good(laptop.run("submit", FOLDER / "compare.py", "--model", REPO_ID, "--out", "same.json", "--", REPO_ID, REPO_ID))
+    same = json.loads((laptop.folder / "same.json").read_text())
+    assert same["probability"][0] == pytest.approx([0.654, 0.654], abs=2e-3)
     assert max(map(max, same["error"])) == 0
-    assert max(map(abs, map(max, same["lens_kl"]))) < 1e-5
-    assert same["nats_a_token"][0] == same["nats_a_token"][1] == other["nats_a_token"][0]
+    assert max(map(max, same["lens_kl"])) < 1e-5
+    assert same["nats_a_token"] == pytest.approx([3.194, 3.194], abs=0.01)
