@@ -11,8 +11,10 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
+# Which ones `make notebooks` runs; all where none is named.
+NOTEBOOKS ?=
 
-.PHONY: help install demo test test-fast test-long chaos test-gpu lint bench clean
+.PHONY: help install demo test test-fast test-long chaos test-gpu notebooks lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +52,9 @@ chaos: install  ## 700 requests in ten minutes while something is killed every t
 test-gpu: install  ## equality, gradients, fresh executors, placement and restarts on a CUDA or ROCm machine
 	$(BIN)/python -m pytest -m gpu --device=cuda $(PYTEST_FLAGS) tests
 
+notebooks: install  ## run examples/notebooks against a service of their own, and keep what they say and draw
+	$(BIN)/python -m tests.notebooks.write $(NOTEBOOKS)
+
 lint: install  ## ruff, mypy and the contracts between the rooms
 	$(BIN)/ruff check edif_hpc tests examples
 	$(BIN)/ruff format --check edif_hpc tests examples
@@ -64,5 +69,5 @@ bench: install  ## latency, throughput and memory beside a bare floor, downloads
 
 clean:  ## stop the demo and remove what was built; the downloaded model stays
 	if [ -x $(BIN)/edif-hpc ] && [ -d .edif-hpc ]; then $(BIN)/edif-hpc down --home .edif-hpc; fi
-	rm -rf .venv build dist bench-results .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build dist bench-results examples/notebooks/results .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

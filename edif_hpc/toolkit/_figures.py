@@ -60,7 +60,7 @@ def heatmap(
     written = {"text": words, "texttemplate": "%{text}", "textfont": {"size": 11}} if words is not None else {}
     cells = made.Heatmap(
         z=shown.tolist(), x=list(range(len(columns))), y=[str(row) for row in rows], xgap=1, ygap=1,
-        colorbar={"title": {"text": scale_name, "side": "right"}, "thickness": 14, "outlinewidth": 0},
+        colorbar={"title": {"text": f" <br>{scale_name}", "side": "right"}, "thickness": 14, "outlinewidth": 0},
         hovertemplate=f"{row_name} %{{y}}, {column_name} %{{x}}<br>{scale_name} %{{z:.4g}}<extra></extra>",
         **look, **written,
     )  # fmt: skip
@@ -119,7 +119,7 @@ def lines(
         )
     figure.update_layout(width=820, height=460, showlegend=len(series) > 1)
     figure.update_xaxes(title=x_name, showgrid=False, zeroline=False)
-    figure.update_yaxes(title=y_name, gridcolor="#e6e6e6", zeroline=zero, zerolinecolor="#b0b0b0")
+    figure.update_yaxes(title=y_name, showgrid=True, gridcolor="#e6e6e6", zeroline=zero, zerolinecolor="#b0b0b0")
     return _dressed(figure, title)
 
 
@@ -129,7 +129,7 @@ def bars(values: torch.Tensor, names: Sequence[str], *, title: str, x_name: str)
     colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values.tolist()]
     figure = made.Figure(made.Bar(x=values.float().tolist(), y=list(names), orientation="h", marker={"color": colours}))
     figure.update_layout(width=820, height=max(320, 26 * len(names) + MARGIN))
-    figure.update_xaxes(title=x_name, gridcolor="#e6e6e6", zerolinecolor="#b0b0b0")
+    figure.update_xaxes(title=x_name, showgrid=True, gridcolor="#e6e6e6", zerolinecolor="#b0b0b0")
     figure.update_yaxes(autorange="reversed", type="category")
     return _dressed(figure, title)
 
