@@ -167,9 +167,12 @@ def test_a_new_run_leaves_no_trace_of_itself() -> None:
 
     line = nbformat.v4.new_output("display_data", {"text/html": as_html("0af3 COMPLETED after 1.2 s", "end")})
     told = nbformat.v4.new_output("execute_result", {"text/plain": "5"}, execution_count=7, metadata={"at": "now"})
-    cell: Any = nbformat.v4.new_code_cell("2 + 3", outputs=[line, told], execution_count=7, metadata={"time": 1})
+    said = [nbformat.v4.new_output("stream", text=text) for text in ("one\n", "logit_lens: 4 of 9\n", "two\n")]
+    cell: Any = nbformat.v4.new_code_cell("2 + 3", outputs=[line, *said, told], execution_count=7, metadata={"t": 1})
     kept = cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"machine": "here"}))
-    assert [dict(output.data) for output in kept.cells[0].outputs] == [{"text/plain": "5"}]
+    printed, shown = kept.cells[0].outputs
+    assert printed.text == "one\ntwo\n"
+    assert shown.data == {"text/plain": "5"}
     assert "now" not in nbformat.writes(kept)
     assert "machine" not in kept.metadata
-    assert kept.cells[0].execution_count == kept.cells[0].outputs[0].execution_count == 1
+    assert kept.cells[0].execution_count == shown.execution_count == 1

@@ -8,6 +8,7 @@ ids, progress lines) is left out, so that an unchanged notebook stays unchanged 
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,8 @@ import plotly.io
 plotly.io.renderers["png"].scale = {SCALE}
 plotly.io.renderers.default = "png"
 """
+FAR = re.compile(r"^\w+: \d+ of \d+\n", re.MULTILINE)
+"""A line of the toolkit's, every ten seconds of a long method."""
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
@@ -47,13 +50,27 @@ def cleaned(notebook: Any) -> Any:
         cell.metadata = nbformat.from_dict({})
     for number, cell in enumerate(kernel.code_cells(notebook), 1):
         cell.execution_count = number
-        cell.outputs = [output for output in cell.outputs if not kernel.is_progress(output)]
+        cell.outputs = _joined([output for output in cell.outputs if not kernel.is_progress(output)])
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = number
             if "metadata" in output:
                 output.metadata = nbformat.from_dict({})
     return notebook
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """What was printed in one piece, however it came, without the lines that say how far a long method is."""
+    found: list[Any] = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream" and output.name == found[-1].name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    for output in found:
+        if output.output_type == "stream":
+            output.text = FAR.sub("", output.text)
+    return [output for output in found if output.output_type != "stream" or output.text]
 
 
 if __name__ == "__main__":
