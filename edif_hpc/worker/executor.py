@@ -7,6 +7,7 @@ is trusted any more, and only what it says on its channel, which the agent check
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import resource
@@ -27,8 +28,8 @@ from edif_hpc.worker.messages import finished_message, run_spec
 from edif_hpc.worker.process import PASSED_ON_PREFIXES, mapped_bytes
 from edif_hpc.worker.run import Runner
 
-CHANNEL_FD, HANDLES_FD = 3, 4
-"""Where the sandbox puts the descriptors it keeps."""
+CHANNEL_FD, WEIGHTS_FD = 3, 4
+"""Where the sandbox puts the descriptors it keeps: the channel, then those of each model's weights."""
 OPEN_FILES = 256
 CPU_GRACE_SECONDS = 5
 """Wall time decides; the CPU limit is the net below it, for code that runs more threads than it was given."""
@@ -43,8 +44,8 @@ class Preparation:
     reach: sandbox.Reach
     level: Isolation
     zygote: int
-    handles: int = -1
-    """The descriptor of the weights' IPC handles, on a device."""
+    shared: tuple[int, ...] = ()
+    """The weights' descriptors: the sealed file and what lies where in it, or on a device the IPC handles."""
     pages: tuple[prefault.Span, ...] = ()
     """What every run needs."""
     readable: tuple[Path, ...] = ()
@@ -123,7 +124,7 @@ def _prepare(preparation: Preparation, fd: int, processes: int, others: Sequence
             file_bytes=0,
             processes=processes,
             open_files=OPEN_FILES,
-            keep_fds=(fd, preparation.handles, *(each.fds[0] for each in others)) if on_device else (fd,),
+            keep_fds=(fd, *preparation.shared, *(one for each in others for one in each.fds)),
             nice=spec.nice,
             devices=_device_nodes() if on_device else (),
             parent=preparation.zygote,
@@ -135,7 +136,16 @@ def _prepare(preparation: Preparation, fd: int, processes: int, others: Sequence
     if on_device:
         os.environ.update(environment)  # which of the devices are ours
         _attach_device(preparation, others)
+    else:
+        preparation.runner.sealed = _sealed(preparation, others)
     return mapped
+
+
+def _sealed(preparation: Preparation, others: Sequence[Companion]) -> dict[str, tuple[int, ...]]:
+    """Where the weights' descriptors are now, by key. Nobody can write to what they name."""
+    numbers = itertools.count(WEIGHTS_FD)
+    lent = {preparation.spec.model_key: preparation.shared, **{each.spec.model_key: each.fds for each in others}}
+    return {key: tuple(next(numbers) for _ in fds) for key, fds in lent.items()}
 
 
 def _device_nodes() -> tuple[Path, ...]:
@@ -148,9 +158,9 @@ def _attach_device(preparation: Preparation, others: Sequence[Companion]) -> Non
     """After the lock-down, since the driver starts threads, which Landlock would not cover. Not run on a device yet."""
     from edif_hpc.worker import device_weights
 
-    device_weights.attach(preparation.runner.model, HANDLES_FD, preparation.spec.device)
-    os.close(HANDLES_FD)
-    for number, each in enumerate(others, HANDLES_FD + 1):
+    device_weights.attach(preparation.runner.model, WEIGHTS_FD, preparation.spec.device)
+    os.close(WEIGHTS_FD)
+    for number, each in enumerate(others, WEIGHTS_FD + 1):
         companions.attach(each, preparation.runner.others[each.spec.model_key], number)
 
 

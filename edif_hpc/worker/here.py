@@ -17,6 +17,7 @@ from nnsight.modeling.transformers import TransformersModel
 
 from edif_hpc.core.scripts.envelope import DEFAULT_TASK
 from edif_hpc.core.wire import ModelKey
+from edif_hpc.worker import again
 from edif_hpc.worker.failures import Refusal
 
 PREPROCESSORS = ("tokenizer", "processor", "image_processor", "feature_extractor")
@@ -27,11 +28,26 @@ Apply = Callable[[Any, dict[str, Any]], None]
 
 
 class Models:
-    """The models of one script, by key."""
+    """The models of one script, by key.
 
-    def __init__(self, residents: Mapping[str, Any], apply: Apply) -> None:
+    Args:
+        apply: see there.
+        sealed: descriptors of untouched weights, for those that have them: see `again`.
+        attention: what each of them uses when a script names nothing.
+    """
+
+    def __init__(
+        self,
+        residents: Mapping[str, Any],
+        apply: Apply,
+        sealed: Mapping[str, tuple[int, ...]],
+        attention: Mapping[str, str | None],
+    ) -> None:
         self._residents = {ModelKey.parse(key): model for key, model in residents.items()}
         self._apply = apply
+        self._sealed = sealed
+        self._attention = attention
+        self._given: set[ModelKey] = set()
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -53,20 +69,29 @@ class Models:
 
     def _rebuild(self, build: Callable[..., None], model: Any, repo_id: str, options: dict[str, Any]) -> None:
         task, revision = options.pop("task", None), options.pop("revision", None)
-        resident = self._resident(repo_id, revision, task)
-        self._apply(resident, {name: options.pop(name, None) for name in ENVIRONMENT})
+        key, resident = self._resident(repo_id, revision, task)
+        environment = {name: options.pop(name, None) for name in ENVIRONMENT}
+        environment["attn_implementation"] = environment["attn_implementation"] or self._attention[str(key)]
         _tell_dtype(repo_id, resident, options.get("dtype", options.get("torch_dtype")))
         own = {name: options.pop(name, None) or getattr(resident, name) for name in PREPROCESSORS}
         envoy, _ = split_envoy_kwargs(options)
         found = {name: value for name, value in own.items() if value is not None}
-        build(model, resident._module, task=resident.task, revision=revision, **found, **envoy)
-        model.repo_id, model.peft = repo_id, resident.peft
+        if key in self._given:
+            module = again.module(resident, self._sealed.get(str(key), ()))
+            build(model, module, task=resident.task, revision=revision, **found, **envoy)
+            self._apply(model, environment)
+        else:
+            self._given.add(key)
+            self._apply(resident, environment)
+            build(model, resident._module, task=resident.task, revision=revision, **found, **envoy)
+            model.peft = resident.peft
+        model.repo_id = repo_id
 
-    def _resident(self, repo_id: str, revision: str | None, task: str | None) -> Any:
+    def _resident(self, repo_id: str, revision: str | None, task: str | None) -> tuple[ModelKey, Any]:
         named = {key: model for key, model in self._residents.items() if key.repo_id == repo_id}
         for key, model in named.items():
             if key.revision == revision and key.task == (task or key.task):
-                return model
+                return key, model
         asked = f"{repo_id!r}" + (f" at {revision}" if revision else "") + (f" for {task}" if task else "")
         have = ", ".join(_spelled(key) for key in self._residents)
         raise Refusal(

@@ -44,6 +44,8 @@ class Runner:
         self.key = key
         self.others: dict[str, Any] = {}
         """Further models that a script may use, by key."""
+        self.sealed: dict[str, tuple[int, ...]] = {}
+        """Descriptors of the untouched weights of those that have them, by key."""
         self._devices = tuple(torch.device(device) for device in devices)
         self.device = self._devices[0]
         self._adapters = adapters
@@ -93,7 +95,10 @@ class Runner:
 
     def _answer_script(self, spec: RunSpec, payload_fd: int, result_fd: int, output_fd: int) -> tuple[int, bool]:
         asked = script.unpacked(payloads.read(payload_fd, False, spec.limits.payload_bytes))
-        models = here.Models({self.key: self.model, **self.others}, self._apply)
+        attention = {key: model.attn_implementation for key, model in self.others.items()}
+        models = here.Models(
+            {self.key: self.model, **self.others}, self._apply, self.sealed, {**attention, self.key: self._attention}
+        )
         result = script.Result(spec.form, output_fd)
         script.run(asked, models, result)
         return result.write(result_fd, spec.limits.result_bytes, self._threads), result.own_file

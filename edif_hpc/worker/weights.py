@@ -78,19 +78,25 @@ def export(model: Any) -> tuple[int, int, int]:
 
 
 def attach(model: Any, weights_fd: int, manifest_fd: int) -> None:
-    """Give a model built on meta the weights of a file made by `export`, privately, keeping ties.
+    """Give a model built on meta the weights of a file made by `export`, privately, keeping ties."""
+    manifest = attach_module(model._module, weights_fd, manifest_fd)
+    adopt(model, manifest.attributes, torch.device("cpu"))
 
-    The manifest is unpickled: it must come from the host, before any stranger's code ran.
+
+def attach_module(module: torch.nn.Module, weights_fd: int, manifest_fd: int) -> Manifest:
+    """The same for the module alone.
+
+    The manifest is unpickled: it must be the host's own, which sealed it before any stranger's code ran.
     """
     size = os.fstat(manifest_fd).st_size  # read at its own offset: several processes read one open file
     manifest: Manifest = pickle.loads(os.pread(manifest_fd, size, 0))  # noqa: S301 - written by the host, see above
-    check_same_tree(model._module, manifest.slots)
+    check_same_tree(module, manifest.slots)
     mapping = mmap.mmap(
         weights_fd, max(manifest.size, 1), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
     )
     parameters = {number for (_, kind, _), number in manifest.slots.items() if kind == PARAMETER}
-    place(model._module, manifest.slots, [_view(mapping, where) for where in manifest.places], parameters)
-    adopt(model, manifest.attributes, torch.device("cpu"))
+    place(module, manifest.slots, [_view(mapping, where) for where in manifest.places], parameters)
+    return manifest
 
 
 # -- shared with device_weights ---------------------------------------------------------------------------------------

@@ -69,23 +69,20 @@ def _build(spec: HostSpec, host: Channel) -> Preparation:
     runner.prepare()
     huge_pages.collapse()
     _, shared = _expect(host, "weights")
-    handles = -1
     pages: tuple[prefault.Span, ...] = ()
     if spec.device == "cpu":
         weights.attach(model, *shared)
-        close_all(shared)
         trouble = warm_up(runner)
         if trouble:
             host.send({"type": "progress", "text": f"the warm-up request failed, which costs only time: {trouble}"})
-    else:
-        (handles,) = shared  # a process that touched the device may not fork: each executor opens them itself
+    # On a device each executor opens them itself: a process that touched it may not fork.
     models.settle()
     if spec.device == "cpu":
         pages = prefault.learn(lambda: warm_up(runner))
         if not pages:
             host.send({"type": "progress", "text": "the pages of a run could not be learnt, which costs only time"})
     readable = adapter_paths(spec.adapters.values())
-    return Preparation(spec, runner, reach, level, os.getpid(), handles, pages, readable)
+    return Preparation(spec, runner, reach, level, os.getpid(), tuple(shared), pages, readable)
 
 
 class Zygote:

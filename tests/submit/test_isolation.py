@@ -56,9 +56,42 @@ def test_what_the_level_denies(laptop: Laptop, several: bool) -> None:
         assert found["exec"] == "0", found
         assert found["password"] == "root", found
     if laptop.level != "none":
-        # Nothing of a model, the service or another request: the channel, what comes, what goes twice, and /dev/null.
+        # Nothing of the service or another request: the channel, what comes, what goes twice, and /dev/null; and for
+        # each model the sealed files of its weights and of what lies where in them.
         kinds = [kind for kind in found["descriptors"] if not kind.startswith("/proc")]
-        assert kinds == ["/dev/null"] * 3 + ["/memfd"] * 3 + ["socket"], found
+        assert kinds == ["/dev/null"] * 3 + ["/memfd"] * (3 + 2 * (1 + several)) + ["socket"], found
+
+
+def test_the_weights_that_everybody_maps_cannot_be_written_to(laptop: Laptop) -> None:
+    if laptop.level == "none":
+        pytest.skip("level none runs requests in the model host itself")
+    (line,) = laptop.prints("""
+        import fcntl, json, mmap, os
+        from nnsight import TransformersModel
+        TransformersModel("edif-test/gpt2", task="text-generation")
+
+        def tried(action):
+            try:
+                return str(action())
+            except OSError as error:
+                return type(error).__name__
+
+        found = {}
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            path = f"/proc/self/fd/{fd}"
+            name = os.readlink(path) if os.path.islink(path) else ""
+            if "edif-weights" in name or "edif-manifest" in name:
+                found[name.split(" ")[0]] = [
+                    tried(lambda: os.pwrite(fd, b"x", 0)),
+                    tried(lambda: os.ftruncate(fd, 0)),
+                    tried(lambda: mmap.mmap(fd, 4096, flags=mmap.MAP_SHARED, prot=mmap.PROT_WRITE)),
+                    tried(lambda: os.pwrite(os.open(path, os.O_RDWR), b"x", 0)),
+                    tried(lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0)),
+                ]
+        print(json.dumps(found))
+    """)
+    found = json.loads(line)
+    assert found == dict.fromkeys(("/memfd:edif-weights", "/memfd:edif-manifest"), ["PermissionError"] * 5)
 
 
 def test_a_crash_is_the_scripts_own_and_the_next_one_runs(laptop: Laptop) -> None:

@@ -92,6 +92,55 @@ def test_writes_to_a_lent_model_stay_with_the_script(laptop: Laptop) -> None:
     assert laptop.prints(alone) == first[:1]
 
 
+TWICE = """
+    import edif_hpc
+    from nnsight import TransformersModel
+
+    def model(**options):
+        return TransformersModel("edif-test/{}", task="text-generation", **options)
+
+    def logits(of):
+        with of.trace("The Eiffel Tower is in"):
+            found = of.lm_head.output[0, -1].save()
+        return found
+
+    base, other = model(attn_implementation="eager"), model({})
+    edif_hpc.save("attention", [base.attn_implementation, other.attn_implementation])
+    edif_hpc.save("alike", bool((logits(base) - logits(other)).abs().max() < 1e-4))
+    with __import__("torch").no_grad():
+        next(other._module.get_output_embeddings().parameters()).zero_()
+    third = model()
+    edif_hpc.save("base", logits(base))
+    edif_hpc.save("changed", logits(other))
+    edif_hpc.save("third", logits(third))
+"""
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_model_that_is_built_again_is_another_one(laptop: Laptop, name: str) -> None:
+    file = laptop.write(TWICE.format(name, ""))
+    laptop.python(file)
+    done = laptop.run("submit", file, "--model", f"edif-test/{name}", "--follow", "--out", "remote.pt")
+    assert done.returncode == 0, done.stderr
+    local, remote = (torch.load(laptop.folder / name) for name in ("experiment.saved.pt", "remote.pt"))
+    assert local["attention"] == remote["attention"] == ["eager", "sdpa"]
+    assert local["alike"] is remote["alike"] is True
+    assert not remote["changed"].any()
+    for each in ("base", "changed", "third"):
+        assert torch.equal(local[each], remote[each]), each
+
+
+def test_a_model_and_the_same_with_an_adapter(laptop: Laptop) -> None:
+    file = laptop.write(TWICE.format("gpt2", 'peft="edif-test/gpt2-lora"'))
+    laptop.python(file)
+    done = laptop.run("submit", file, "--model", "edif-test/gpt2", "--follow", "--out", "remote.pt")
+    assert done.returncode == 0, done.stderr
+    local, remote = (torch.load(laptop.folder / name) for name in ("experiment.saved.pt", "remote.pt"))
+    assert local["alike"] is remote["alike"] is False
+    for each in ("base", "third"):
+        assert torch.equal(local[each], remote[each]), each
+
+
 def test_traces_go_on_after_a_model_was_lent(laptop: Laptop) -> None:
     """At level none lending moves a model's weights: whoever traces it afterwards gets the same numbers."""
     alone = """
