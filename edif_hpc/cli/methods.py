@@ -189,7 +189,7 @@ def _several(file: Path) -> dict[str, Any]:
         MethodError: it is neither.
     """
     from edif_hpc.core.errors import MethodError
-    from edif_hpc.core.scripts.by_name import META
+    from edif_hpc.core.scripts.plain import META
 
     found = _file(file)
     if isinstance(found, dict) and META in found:

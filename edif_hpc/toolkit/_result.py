@@ -7,6 +7,7 @@ read by anything, and `load` makes the same result of them. What is a table can 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Self
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 
 from edif_hpc.core.errors import MethodError
-from edif_hpc.core.scripts.by_name import META
+from edif_hpc.core.scripts import here
+from edif_hpc.core.scripts.plain import META, listed, plain
 
 KINDS: dict[str, type[Result]] = {}
 """By the name that files carry."""
@@ -58,6 +60,11 @@ class Result:
             return self
         target = Path(path).expanduser()
         suffixes = [suffix for suffix in WRITERS if suffix != PARQUET or self.table() is not None]
+        if not target.suffix and here.taker() is not None:
+            raise MethodError(
+                f"{str(path)!r} tells no form of file; next to its model a script keeps a result with "
+                "edif_hpc.save(name, result), in the form that was asked for."
+            )
         if target.suffix not in suffixes:
             raise MethodError(
                 f"A result cannot be kept as {target.name!r}; end the name in {', '.join(suffixes)}, or draw it with "
@@ -71,6 +78,10 @@ class Result:
         """The result as columns of one length, for a data frame; None where it is no table."""
         return None
 
+    def parts(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What files hold of it: everything but tensors, with the kind of result and its record; and the tensors."""
+        return self._plain(), self._tensors()
+
     def _tensors(self) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
         for name, value in _values(self):
@@ -81,39 +92,43 @@ class Result:
         return found
 
     def _plain(self) -> dict[str, Any]:
-        plain = {
+        found = {
             name: value
             for name, value in _values(self)
             if not isinstance(value, torch.Tensor) and not _is_tensors(value)
         }
-        return {"result": type(self).__name__, **plain}
+        return {"result": type(self).__name__, **found}
 
 
-def load(path: str | Path) -> Result:
-    """The result in a file that `save` made, of its own class.
+def load(path: str | Path, name: str = "") -> Result:
+    """The result in a file that its `save` made, or `edif_hpc.save` in a script, of its own class.
+
+    Args:
+        name: what `edif_hpc.save` was told to call it, in a .safetensors, .npz or .json file.
 
     Raises:
-        MethodError: the file is no such result.
+        MethodError: the file is no such result, or holds none of this name.
         FileNotFoundError: it is not there.
     """
     source = Path(path).expanduser()
     if source.suffix not in READERS:
         raise MethodError(f"{source.name!r} is no kept result; those end in {', '.join(READERS)}.")
     try:
-        plain, tensors = READERS[source.suffix](source)
-        kind = KINDS[plain.pop("result")]
+        rest, tensors = READERS[source.suffix](source, name)
+        kind = KINDS[rest.pop("result")]
     except (KeyError, ValueError, TypeError) as error:
+        which = f" by the name {name!r}" if name else ""
         raise MethodError(
-            f"{source} holds no result of the toolkit ({error}); make it anew with .save(path)."
+            f"{source} holds no result of the toolkit{which} ({error}); make it anew with .save(path)."
         ) from None
     values: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        outer, dot, inner = name.partition(".")
+    for path_in_it, tensor in tensors.items():
+        outer, dot, inner = path_in_it.partition(".")
         if dot:
             values.setdefault(outer, {})[inner] = tensor
         else:
-            values[name] = tensor
-    return kind(**plain, **values)
+            values[path_in_it] = tensor
+    return kind(**rest, **values)
 
 
 def _values(result: Result) -> list[tuple[str, Any]]:
@@ -145,15 +160,29 @@ def _to_safetensors(result: Result, file: IO[bytes]) -> None:
     file.write(save(result._tensors(), metadata={META: json.dumps(result._plain())}))
 
 
-def _from_safetensors(path: Path) -> Parts:
+def _from_safetensors(path: Path, name: str) -> Parts:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return json.loads((file.metadata() or {})[META]), {name: file.get_tensor(name) for name in names}
+            texts, names = file.metadata() or {}, list(file.keys())
+            return json.loads(texts[_inside(name, META)]), {
+                inner: file.get_tensor(each) for each, inner in _of(names, name)
+            }
     except SafetensorError as error:
         raise ValueError(str(error)) from None
+
+
+def _inside(name: str, entry: str) -> str:
+    """What an entry of a result is called in a file of several."""
+    return f"{name}.{entry}" if name else entry
+
+
+def _of(entries: Iterable[str], name: str) -> list[tuple[str, str]]:
+    """The entries of the result of this name, and what each is called in it; without those that hold no tensor."""
+    start = _inside(name, "")
+    found = [(entry, entry.removeprefix(start)) for entry in entries if entry.startswith(start)]
+    return [(entry, inner) for entry, inner in found if inner != META]
 
 
 def _to_npz(result: Result, file: IO[bytes]) -> None:
@@ -166,32 +195,38 @@ def _to_npz(result: Result, file: IO[bytes]) -> None:
     np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def _from_npz(path: Path) -> Parts:
+def _from_npz(path: Path, name: str) -> Parts:
     with np.load(path, allow_pickle=False) as file:
-        return json.loads(str(file[META])), {name: torch.from_numpy(file[name]) for name in file.files if name != META}
+        return json.loads(str(file[_inside(name, META)])), {
+            inner: torch.from_numpy(file[each]) for each, inner in _of(file.files, name)
+        }
 
 
 def _to_json(result: Result, file: IO[bytes]) -> None:
-    tensors = {
-        name: {"dtype": str(value.dtype).removeprefix("torch."), "values": value.tolist()}
-        for name, value in result._tensors().items()
-    }
-    file.write(json.dumps({META: result._plain(), "tensors": tensors}).encode())
+    """What is no number (nan, infinity) is null, as JSON has none."""
+    file.write(json.dumps(listed(plain("result", result)), allow_nan=False).encode())
 
 
-def _from_json(path: Path) -> Parts:
+def _from_json(path: Path, name: str) -> Parts:
     whole = json.loads(path.read_text())
-    tensors = {
-        name: torch.tensor(one["values"], dtype=getattr(torch, one["dtype"])) for name, one in whole["tensors"].items()
-    }
-    return whole[META], tensors
+    whole = whole[name] if name else whole
+    return whole[META], {inner: _tensor(**one) for inner, one in whole["tensors"].items()}
+
+
+def _tensor(values: list[Any], dtype: str) -> torch.Tensor:
+    kind = getattr(torch, dtype)
+    if kind.is_floating_point:  # null becomes nan
+        return torch.from_numpy(np.array(values, np.float64)).to(kind)
+    return torch.tensor(values, dtype=kind)
 
 
 def _to_pt(result: Result, file: IO[bytes]) -> None:
     torch.save({META: json.dumps(result._plain()), **result._tensors()}, file)
 
 
-def _from_pt(path: Path) -> Parts:
+def _from_pt(path: Path, name: str) -> Parts:
+    if name:
+        raise ValueError("what edif_hpc.save kept as .pt is read by edif_hpc.load")
     whole = torch.load(path, weights_only=True)
     return json.loads(whole.pop(META)), whole
 

@@ -110,6 +110,11 @@ class Result:
             raise Refusal(f"The script's file is larger than the limit of {size_text(limit)}: write less.")
         if written:
             return _copy(self._output, fd, written)
+        if self.form == OWN_FORM:
+            raise Refusal(
+                f"The script wrote nothing to {here.OUTPUT}, and its result was to be that file: write to it, or use "
+                f"edif_hpc.save and take one of .{', .'.join(files.FORMS)} for --out."
+            )
         if self.form == "pt":
             return results.write(self._values, fd, ResultFormat.FILE, limit, threads)
         try:

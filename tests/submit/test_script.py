@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
+
+import edif_hpc
+from edif_hpc import toolkit
+from edif_hpc.core.errors import MethodError
 
 from .laptop import Laptop
 
@@ -229,3 +234,55 @@ def test_what_one_script_does_to_its_model_the_next_does_not_see(laptop: Laptop)
     zero = "model._module.transformer.wte.weight.data.zero_(); print(float(model._module.transformer.wte.weight.sum()))"
     assert laptop.prints(script.format(write=zero)) == [*before, "0.0"]
     assert laptop.prints(clean) == before
+
+
+KEPT = """
+    import edif_hpc
+    from edif_hpc.toolkit import attention_patterns, logit_lens
+    from nnsight import TransformersModel
+
+    model = TransformersModel("edif-test/gpt2", task="text-generation")
+    lens = logit_lens(model, ["The Eiffel Tower", "a b"], tokens=[5], positions="all", remote=True)
+    edif_hpc.save("lens", lens)
+"""
+
+
+@pytest.mark.parametrize("form", ["safetensors", "npz", "json"])
+def test_a_result_of_the_toolkit_leaves_a_script_in_any_form(laptop: Laptop, form: str) -> None:
+    more = """
+    heads = attention_patterns(model, [[1, 2, 3, 4]], scores=["induction"], remote=True)  # nothing is repeated: all are nan
+    edif_hpc.save("heads", heads)
+    """
+    laptop.submit(KEPT + more, "--out", f"kept.{form}")
+    laptop.submit(KEPT, "--out", "kept.pt")
+    expected = edif_hpc.load(laptop.folder / "kept.pt")["lens"]
+    lens, heads = (toolkit.load(laptop.folder / f"kept.{form}", name) for name in ("lens", "heads"))
+    assert type(lens) is type(expected)
+    assert lens.record == expected.record
+    for name, value in vars(expected).items():
+        found = getattr(lens, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+    assert heads.scores["induction"].isnan().all()
+    with pytest.raises(MethodError, match="no result of the toolkit by the name 'other'"):
+        toolkit.load(laptop.folder / f"kept.{form}", "other")
+
+
+def test_and_as_a_table(laptop: Laptop) -> None:
+    laptop.submit(KEPT, "--out", "kept.parquet")
+    laptop.submit(KEPT, "--out", "kept.pt")
+    expected = edif_hpc.load(laptop.folder / "kept.pt")["lens"].table()
+    assert pyarrow.parquet.read_table(laptop.folder / "kept.parquet").to_pydict().keys() == expected.keys()
+    none = KEPT.replace("logit_lens", "extract_activations").replace("tokens=[5], ", "")
+    said = laptop.submit(none, "--out", "none.parquet", code=3).stderr
+    assert "Activations is no table; take another suffix than .parquet." in said
+    said = laptop.submit(KEPT + "    lens.save(__import__('os').environ['EDIF_HPC_OUTPUT'])", "--wait", code=3).stderr
+    assert "edif_hpc.save(name, result)" in said
+
+
+def test_a_script_that_leaves_no_file_where_one_was_to_be(laptop: Laptop) -> None:
+    script = "from nnsight import TransformersModel\nTransformersModel('edif-test/gpt2', task='text-generation')\n"
+    said = laptop.submit(script, "--out", "own.csv", code=3).stderr
+    assert said.endswith(
+        "The script wrote nothing to EDIF_HPC_OUTPUT, and its result was to be that file: write to it, or use "
+        "edif_hpc.save and take one of .pt, .safetensors, .npz, .parquet, .json for --out.\n"
+    )

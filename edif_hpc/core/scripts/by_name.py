@@ -14,8 +14,6 @@ from .envelope import NamedModel
 from .payload import Script
 
 SOURCE = "from edif_hpc.toolkit.asked import main\n\nmain()\n"
-META = "edif_hpc"
-"""The entry of a kept result that holds everything but tensors, with the record of how it came about."""
 
 
 @dataclass(frozen=True)

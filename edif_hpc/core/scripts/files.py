@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import SavedError
-from .plain import Array, listed
+from .plain import META, Array, Kept, listed
 
 FORMS = ("pt", "safetensors", "npz", "parquet", "json")
 """Suffixes of the files that saved values can be written as."""
@@ -108,6 +108,10 @@ def _arrays(name: str, value: Any, form: str) -> Iterator[tuple[str, Array | str
         if array.dtype.kind not in "biuf":
             raise SavedError(f"The value {name!r} has a number that a .{form} file cannot hold: it is too large.")
         yield name, Array(array, str(array.dtype))
+    elif isinstance(value, Kept):
+        yield f"{name}.{META}", json.dumps(listed(value.rest))
+        for key, inner in value.arrays.items():
+            yield f"{name}.{key}", inner
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from _arrays(f"{name}.{key}", inner, form)
@@ -130,6 +134,10 @@ def _parquet(values: dict[str, Any]) -> bytes:
     except ImportError:
         raise SavedError("There is no pyarrow where the script ran, so it cannot leave a .parquet file.") from None
     only = next(iter(values.values())) if len(values) == 1 else None
+    if isinstance(only, Kept):
+        if only.table is None:
+            raise SavedError(f"{only.rest.get('result', 'This')} is no table; take another suffix than .parquet.")
+        only = only.table
     if isinstance(only, list) and only and all(isinstance(row, dict) for row in only):
         columns: dict[str, Any] = {key: [row.get(key) for row in only] for row in only for key in row}
     else:

@@ -16,6 +16,8 @@ from ..errors import SavedError
 BFLOAT16 = "bfloat16"
 WIDEN = ("torch.float8", "torch.float4")
 """Beginnings of the dtypes that no file but torch's own holds: they become float32."""
+META = "edif_hpc"
+"""The entry of a kept result that holds everything but tensors, with the record of how it came about."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,21 @@ class Array:
         return (self.bits.astype(np.uint32) << 16).view(np.float32)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A result of the toolkit, or what else comes apart as one does.
+
+    Args:
+        arrays: its tensors.
+        rest: everything else, with the record of how it came about; plain.
+        table: its columns, where it is a table.
+    """
+
+    arrays: dict[str, Array]
+    rest: dict[str, Any]
+    table: dict[str, Any] | None
+
+
 def plain(name: str, value: Any) -> Any:
     """The value that a file can hold.
 
@@ -59,8 +76,11 @@ def _plain(value: Any) -> Any:
 
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, Array):
+    if isinstance(value, (Array, Kept)):
         return value
+    if hasattr(value, "parts") and hasattr(value, "table"):
+        rest, tensors = value.parts()
+        return Kept({name: _plain(tensor) for name, tensor in tensors.items()}, rest, value.table())
     if isinstance(value, dict):
         inner = {str(key): _plain(one) for key, one in value.items()}
         return ... if any(one is ... for one in inner.values()) else inner
@@ -105,6 +125,9 @@ def listed(value: Any) -> Any:
     """The same in Python's own types: for JSON, where what is no number (nan, infinity) is null."""
     if isinstance(value, Array):
         return listed(value.values.tolist())
+    if isinstance(value, Kept):
+        tensors = {name: {"dtype": one.dtype, "values": listed(one)} for name, one in value.arrays.items()}
+        return {META: listed(value.rest), "tensors": tensors}
     if isinstance(value, dict):
         return {key: listed(one) for key, one in value.items()}
     if isinstance(value, list):
