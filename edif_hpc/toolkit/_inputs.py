@@ -59,8 +59,11 @@ class Spots:
         return summed.to(values.dtype)
 
 
-def token_ids(model: Any, prompts: Sequence[str | Sequence[int]]) -> Ids:
+def token_ids(model: Any, prompts: Sequence[str | Sequence[int]], written: int = 0) -> Ids:
     """Token ids of each prompt; lists of ids stay as they are.
+
+    Args:
+        written: tokens that are to be written behind each; the last of them is not read any more.
 
     Raises:
         MethodError: a prompt has no tokens, more than the model can take, or ids outside its vocabulary.
@@ -73,6 +76,11 @@ def token_ids(model: Any, prompts: Sequence[str | Sequence[int]]) -> Ids:
             raise MethodError(f"Prompt {number} has no tokens; give it text.")
         if longest and len(ids) > longest:
             raise MethodError(f"Prompt {number} has {len(ids)} tokens, and the model takes {longest}; shorten it.")
+        if longest and written and len(ids) + written - 1 > longest:
+            raise MethodError(
+                f"Prompt {number} has {len(ids)} tokens and {written} are to be written, and the model takes {longest}; "
+                f"write at most {longest - len(ids) + 1}, or shorten it."
+            )
         if max(ids) >= config.vocab_size:
             raise MethodError(f"Prompt {number} has the token {max(ids)}, and there are {config.vocab_size}.")
     return found
@@ -146,13 +154,21 @@ def batch_spots(batch: Batch, positions: str | Sequence[int]) -> Spots:
     return Spots(columns, there)
 
 
-def batches(ids: Ids, budget: int) -> list[Batch]:
-    """The prompts in batches of at most `budget` tokens, padding included; a longer prompt goes alone."""
+def batches(ids: Ids, budget: int, *, written: int = 0, rows: int | None = None) -> list[Batch]:
+    """The prompts in batches of at most `budget` tokens, padding included; a longer prompt goes alone.
+
+    Args:
+        written: tokens that are to be written behind each: they count too, and a batch has prompts of one length then.
+        rows: prompts of a batch at most.
+    """
     order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
     groups: list[list[int]] = []
     for number in order:
-        if groups and (len(groups[-1]) + 1) * len(ids[groups[-1][0]]) <= budget:
-            groups[-1].append(number)
+        group = groups[-1] if groups else []
+        longest = len(ids[group[0]]) if group else 0
+        fits = (len(group) + 1) * (longest + written) <= budget and (rows is None or len(group) < rows)
+        if group and fits and (not written or len(ids[number]) == longest):
+            group.append(number)
         else:
             groups.append([number])
     return [batch(ids, group) for group in groups]

@@ -19,13 +19,14 @@ from edif_hpc.core.methods import Steer as SteerByName
 from edif_hpc.core.methods import SteeringVector as Parameters
 
 from . import _figures, extraction
-from ._inputs import Ids, one_token, token_ids
+from ._inputs import Batch, Ids, batches, one_token, token_ids
 from ._names import Names
 from ._pairs import difference, divergence
 from ._progress import tracked, way
 from ._result import Result
 from ._run import Answer, answered, record
 from .extraction import Activations
+from .lens import VOCABULARY_NUMBERS
 from .probing import Probe
 
 
@@ -202,12 +203,14 @@ def steer(
     new_tokens: int = 20,
     answer: str | int | None = None,
     wrong: str | int | None = None,
+    batch_tokens: int = 4096,
     remote: bool | str = False,
     progress: bool | None = None,
 ) -> Steered:
     """The model with `factor * vector` added to every token behind each of the vector's layers, for each factor.
 
-    Text is written greedily, the same tokens each time; all factors of a prompt are run side by side.
+    Text is written greedily, the same tokens each time. Prompts and factors are run side by side, as many as
+    `batch_tokens` allows; text is written for prompts of one length at a time.
 
     Args:
         model: an nnsight TransformersModel with a causal text decoder.
@@ -216,14 +219,16 @@ def steer(
         factors: one run each; 0 is the model as it is.
         new_tokens: tokens to write; 0 writes nothing and judges the next token alone.
         answer, wrong: words of one token, or ids, whose logits are followed.
+        batch_tokens: tokens of one forward pass, padding and written ones included.
         remote: as nnsight's: True runs at the service.
         progress: None shows a bar where somebody looks; False nothing.
 
     Raises:
-        MethodError: a parameter, layer or word cannot be used, or the vector is of another width.
+        MethodError: a parameter, layer or word cannot be used, the vector is of another width, or a prompt and what is
+            to be written are longer than the model takes.
     """
     asked = SteerSettings.checked(
-        prompts=prompts, factors=factors, new_tokens=new_tokens,
+        prompts=prompts, factors=factors, new_tokens=new_tokens, batch_tokens=batch_tokens,
         answer=[] if answer is None else [answer], wrong=[] if wrong is None else [wrong],
     )  # fmt: skip
     return steered(model, asked, vector, remote, progress)
@@ -239,16 +244,18 @@ def steered(
 ) -> Steered:
     """`steer` with parameters that were checked."""
     names = Names.of(model)
+    if not isinstance(vector, SteeringVector):
+        raise MethodError(f"steer adds a SteeringVector, not a {type(vector).__name__}; make one with steering_vector.")
     if vector.values.shape[1] != names.width or max(vector.layers) >= len(names.layers):
         raise MethodError(
             f"The vector is {vector.values.shape[1]} wide and goes up to layer {max(vector.layers)}; the model has "
             f"{names.width} and {len(names.layers)} layers: make the vector with this model."
         )
-    ids = token_ids(model, asked.prompts)
+    ids = token_ids(model, asked.prompts, asked.new_tokens)
     judged = [one_token(model, word) for word in (*asked.answer, *asked.wrong)]
     arguments = {
         "ids": ids, "vector": vector.values, "layers": vector.layers, "factors": asked.factors,
-        "new_tokens": asked.new_tokens, "judged": judged, "how": way(progress, remote),
+        "new_tokens": asked.new_tokens, "judged": judged, "budget": asked.batch_tokens, "how": way(progress, remote),
     }  # fmt: skip
     answer, about = answered(model, work, arguments, remote)
     decode = model.tokenizer.decode
@@ -268,28 +275,42 @@ def work(
     factors: list[float],
     new_tokens: int,
     judged: list[int],
+    budget: int,
     how: str,
 ) -> Answer:
     """Runs where the model is; see `Steered`. `written` are token ids by prompt and factor."""
     names = Names.of(model)
-    shifts = torch.tensor(factors)[:, None, None, None] * vector[None, :, None]  # factors, layers, 1, width
-    written: list[list[list[int]]] = []
-    divergences, differences = [], []
-    for prompt in tracked(ids, "steer", how):
-        rows = torch.tensor([prompt] * len(factors))
-        with model.trace(input_ids=torch.tensor([prompt]), logits_to_keep=1):
-            plain = model.output.logits[:, -1].float().cpu()
-        with model.trace(input_ids=rows, logits_to_keep=1):
-            add(names, layers, shifts)
-            logits = model.output.logits[:, -1].float().cpu()
-        divergences.append(divergence(plain, logits))
-        if judged:
-            differences.append(difference(logits, *judged))
-        written.append(_written(names, rows, layers, shifts, new_tokens) if new_tokens else [[] for _ in factors])
+    levels = [0.0, *dict.fromkeys(factor for factor in factors if factor)]  # each once, and first the model as it is
+    wanted = [levels.index(factor) for factor in factors]
+    shifts = torch.tensor(levels)[:, None, None, None] * vector[None, :, None]
+    runs = [(prompt, level) for prompt in range(len(ids)) for level in range(len(levels))]
+    wordy = [(prompt, level) for prompt, level in runs if level in wanted]
+    most = max(1, VOCABULARY_NUMBERS // model._module.config.get_text_config().vocab_size)
+    judging = batches([ids[prompt] for prompt, _ in runs], budget, rows=most)
+    writing = batches([ids[prompt] for prompt, _ in wordy], budget, written=new_tokens) if new_tokens else []
+    told: dict[int, torch.Tensor] = {}
+    kl, apart = torch.zeros(2, len(ids), len(levels))
+    written: list[list[list[int]]] = [[[] for _ in levels] for _ in ids]
+    sizes = [len(each.which) for each in judging] + [len(each.which) * new_tokens for each in writing]
+    for at, batch in enumerate(tracked([*judging, *writing], "steer", how, sizes)):
+        if at < len(judging):
+            here = [runs[number] for number in batch.which]
+            logits = _next(names, batch, layers, shifts[[level for _, level in here]])
+            for (prompt, level), row in zip(here, logits, strict=True):  # in the order of `runs`, so level 0 comes first
+                told.setdefault(prompt, row[None])
+                kl[prompt, level] = divergence(told[prompt], row[None]) if level else 0.0
+                apart[prompt, level] = difference(row, *judged) if judged else 0.0
+                if level == len(levels) - 1:
+                    del told[prompt]
+        else:
+            here = [wordy[number] for number in batch.which]
+            rows = _written(names, batch, layers, shifts[[level for _, level in here]], new_tokens)
+            for (prompt, level), row in zip(here, rows, strict=True):
+                written[prompt][level] = row
     return {
-        "written": written,
-        "kl": torch.stack(divergences),
-        "difference": torch.stack(differences) if judged else torch.zeros(0, 0),
+        "written": [[each[level] for level in wanted] for each in written],
+        "kl": kl[:, wanted],
+        "difference": apart[:, wanted] if judged else torch.zeros(0, 0),
     }
 
 
@@ -300,18 +321,28 @@ def add(names: Names, layers: list[int], shifts: torch.Tensor) -> None:
         state[:] += shifts[:, number].to(state.device, state.dtype)
 
 
+def _next(names: Names, batch: Batch, layers: list[int], shifts: torch.Tensor) -> torch.Tensor:
+    """The logits behind each row's last token, (rows, vocabulary) float32 on the CPU: the head sees no other."""
+    last = torch.tensor(batch.lengths) - 1
+    with names.model.trace(**batch.inputs):
+        add(names, layers, shifts)
+        state = names.head.input
+        names.head.input = state[torch.arange(len(last), device=state.device), last.to(state.device)][:, None]
+        logits = names.model.output.logits[:, -1].float().cpu()
+    return torch.as_tensor(logits)
+
+
 def _written(
-    names: Names, rows: torch.Tensor, layers: list[int], shifts: torch.Tensor, new_tokens: int
+    names: Names, batch: Batch, layers: list[int], shifts: torch.Tensor, new_tokens: int
 ) -> list[list[int]]:
     """The tokens that follow, by row. Greedy, and to the full number in each row, so that every step is steered."""
-    mask = torch.ones_like(rows)
     with names.model.generate(
-        input_ids=rows, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+        **batch.inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
     ) as tracer:
         for _ in tracer.iter[:new_tokens]:
             add(names, layers, shifts)
         whole = tracer.result
-    written: list[list[int]] = torch.as_tensor(whole)[:, rows.shape[1] :].tolist()
+    written: list[list[int]] = torch.as_tensor(whole)[:, batch.ids.shape[1] :].tolist()
     return written
 
 

@@ -17,8 +17,17 @@ from edif_hpc.core.scripts.files import FORMS
 
 MAX_PROMPTS = 100_000
 
+
+def _a_number(value: Any) -> Any:
+    """True and False count as 1 and 0 in Python, and nobody means token 1 by them."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is no number")
+    return value
+
+
+Number = Annotated[int, BeforeValidator(_a_number)]
 Text = Annotated[str, StringConstraints(min_length=1)]
-Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Tokens = Annotated[list[Annotated[Number, Field(ge=0)]], Field(min_length=1)]
 
 
 def _several(value: Any) -> Any:
@@ -28,13 +37,13 @@ def _several(value: Any) -> Any:
 
 Prompts = Annotated[list[Text | Tokens], BeforeValidator(_several), Field(min_length=1, max_length=MAX_PROMPTS)]
 """Texts, or lists of token ids."""
-Words = Annotated[list[Text | Annotated[int, Field(ge=0)]], BeforeValidator(_several)]
+Words = Annotated[list[Text | Annotated[Number, Field(ge=0)]], BeforeValidator(_several)]
 """Texts of one token each, or token ids."""
-Factors = Annotated[list[float], BeforeValidator(_several), Field(min_length=1)]
-Layers = Annotated[list[int], BeforeValidator(_several), Field(min_length=1)]
+Factors = Annotated[list[Annotated[float, BeforeValidator(_a_number)]], BeforeValidator(_several), Field(min_length=1)]
+Layers = Annotated[list[Number], BeforeValidator(_several), Field(min_length=1)]
 """Layer numbers from 0; negative ones count from the last."""
-Heads = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_several), Field(min_length=1)]
-Positions = Literal["last", "all"] | Annotated[list[int], BeforeValidator(_several), Field(min_length=1)]
+Heads = Annotated[list[Annotated[Number, Field(ge=0)]], BeforeValidator(_several), Field(min_length=1)]
+Positions = Literal["last", "all"] | Annotated[list[Number], BeforeValidator(_several), Field(min_length=1)]
 """Tokens of each prompt: the last, all, or these by number; negative ones count from its end."""
 Component = Literal["residual", "attention", "mlp", "head"]
 """The residual stream behind a layer, what attention or MLP add to it, or what each head hands to the projection."""
@@ -74,7 +83,7 @@ class OverPrompts(Method):
 
     prompts: Prompts = Field(description="Texts, or lists of token ids.")
     layers: Layers | None = Field(None, description="Layers from 0, negative ones from the last; none: all.")
-    batch_tokens: int = Field(
+    batch_tokens: Number = Field(
         4096, ge=1, description="Tokens, padding included, that one forward pass holds; a longer prompt goes alone."
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ._base import OnPositions, Words
+from ._base import Number, OnPositions, Words
 
 
 class LogitLens(OnPositions):
@@ -12,5 +12,5 @@ class LogitLens(OnPositions):
     gives = "Each layer's likeliest next tokens, and the probability of chosen ones."
     is_table = True
 
-    top: int = Field(5, ge=1, le=1000, description="How many of the likeliest tokens are kept, 1 to 1000.")
+    top: Number = Field(5, ge=1, le=1000, description="How many of the likeliest tokens are kept, 1 to 1000.")
     tokens: Words = Field([], description="Words of one token, or token ids, whose probability is wanted throughout.")

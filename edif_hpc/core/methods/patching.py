@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ._base import Component, Heads, Layers, Method, Positions, Prompts, Words
+from ._base import Component, Heads, Layers, Method, Number, Positions, Prompts, Words
 
 
 class Pairs(Method):
@@ -40,7 +40,7 @@ class ActivationPatching(Pairs):
     gives = "What each site of a clean run brings back of an answer in a corrupt one."
     is_table = True
 
-    batch_tokens: int = Field(
+    batch_tokens: Number = Field(
         4096, ge=1, description="Tokens that one forward pass holds: rows are patched side by side."
     )
 

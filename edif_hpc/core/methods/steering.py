@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ._base import Factors, Layers, Method, Positions, Prompts, Reduction, Words
+from ._base import Factors, Layers, Method, Number, Positions, Prompts, Reduction, Words
 
 
 class Contrast(Method):
@@ -17,7 +17,7 @@ class Contrast(Method):
     positions: Positions = Field("last", description="last, all, or a list of token numbers; negative: from the end.")
     reduction: Reduction = Field("mean", description="mean or max: over the chosen positions of each prompt.")
     normalised: bool = Field(False, description="Whether vectors are scaled to length 1.")
-    batch_tokens: int = Field(4096, ge=1, description="Tokens, padding included, that one forward pass holds.")
+    batch_tokens: Number = Field(4096, ge=1, description="Tokens, padding included, that one forward pass holds.")
 
 
 class SteeringVector(Contrast):
@@ -34,9 +34,12 @@ class SteerSettings(Method):
 
     prompts: Prompts = Field(description="Texts, or lists of token ids.")
     factors: Factors = Field([0.0, 1.0], description="What the vector is multiplied by, one run each.")
-    new_tokens: int = Field(20, ge=0, le=4096, description="Tokens to write, 0 to 4096; 0: only the next token's odds.")
+    new_tokens: Number = Field(20, ge=0, le=4096, description="Tokens to write, 0 to 4096; 0: only the next token's odds.")
     answer: Words = Field([], description="With `wrong`: the token whose logit is followed.")
     wrong: Words = Field([], description="With `answer`: the token whose logit is taken from it.")
+    batch_tokens: Number = Field(
+        4096, ge=1, description="Tokens, padding and written ones included, that one forward pass holds."
+    )
 
     @model_validator(mode="after")
     def both_or_none(self) -> Self:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ._base import OnPositions
+from ._base import Number, OnPositions
 
 
 class TopNeurons(OnPositions):
@@ -14,5 +14,5 @@ class TopNeurons(OnPositions):
     gives = "The most active neurons of the MLPs."
     is_table = True
 
-    top: int = Field(5, ge=1, le=10_000, description="How many neurons are kept, 1 to 10000.")
+    top: Number = Field(5, ge=1, le=10_000, description="How many neurons are kept, 1 to 10000.")
     by: Literal["absolute", "value"] = Field("absolute", description="absolute (either sign) or value (largest first).")
