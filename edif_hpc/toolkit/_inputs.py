@@ -66,8 +66,11 @@ def token_ids(model: Any, prompts: Sequence[str | Sequence[int]], written: int =
         written: tokens that are to be written behind each; the last of them is not read any more.
 
     Raises:
-        MethodError: a prompt has no tokens, more than the model can take, or ids outside its vocabulary.
+        MethodError: the model has no tokenizer, or a prompt no tokens, more than the model can take, or ids outside its
+            vocabulary.
     """
+    if getattr(model, "tokenizer", None) is None:
+        raise MethodError("The model has no tokenizer; make it with one, as TransformersModel(…, tokenizer=…).")
     found = [list(model.tokenizer(each).input_ids) if isinstance(each, str) else list(each) for each in prompts]
     config = model._module.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
@@ -78,8 +81,8 @@ def token_ids(model: Any, prompts: Sequence[str | Sequence[int]], written: int =
             raise MethodError(f"Prompt {number} has {len(ids)} tokens, and the model takes {longest}; shorten it.")
         if longest and written and len(ids) + written - 1 > longest:
             raise MethodError(
-                f"Prompt {number} has {len(ids)} tokens and {written} are to be written, and the model takes {longest}; "
-                f"write at most {longest - len(ids) + 1}, or shorten it."
+                f"Prompt {number} has {len(ids)} tokens and {written} are to be written, and the model takes "
+                f"{longest}; write at most {longest - len(ids) + 1}, or shorten it."
             )
         if max(ids) >= config.vocab_size:
             raise MethodError(f"Prompt {number} has the token {max(ids)}, and there are {config.vocab_size}.")
@@ -110,6 +113,16 @@ def one_token(model: Any, word: str | int) -> int:
     better = len(model.tokenizer(spaced, add_special_tokens=False).input_ids) == 1
     advice = f"within a sentence it begins with a space: {spaced!r}" if better else "take another word"
     raise MethodError(f"{word!r} is {len(ids)} tokens ({pieces}), and one is needed; {advice}.")
+
+
+def at_most(top: int, count: int, what: str) -> None:
+    """Refuse to ask for the first `top` of fewer.
+
+    Raises:
+        MethodError: there are not so many.
+    """
+    if top > count:
+        raise MethodError(f"top is {top}, and there are {count} {what}; ask for {count} at most.")
 
 
 def chosen(numbers: Sequence[int] | None, count: int, what: str) -> list[int]:

@@ -57,8 +57,14 @@ class Names:
         """Find them.
 
         Raises:
-            MethodError: this architecture names a part in a way that is not known here.
+            MethodError: it is no nnsight model of text, or this architecture names a part in a way that is not known
+                here.
         """
+        if not isinstance(model, Envoy) or not hasattr(getattr(model._module, "config", None), "get_text_config"):
+            raise MethodError(
+                "The first argument is an nnsight model of text, as "
+                f"TransformersModel('openai-community/gpt2', task='text-generation'), and not {_what(model)}."
+            )
         base, layers = _base(model)
         config = model._module.config.get_text_config()
         return cls(
@@ -84,6 +90,13 @@ class Names:
     def mlp_end(self, layer: int) -> Any:
         """The linear map from an MLP's neurons to the residual stream. A mixture of experts has none of its own."""
         return _part(self.mlp(layer), MLP_ENDS, "an MLP's last map")
+
+    def neurons(self, layer: int) -> int:
+        """How many the MLP has: what its last map takes."""
+        end = self.mlp_end(layer)._module
+        if hasattr(end, "nx"):  # GPT-2's maps
+            return int(end.nx)
+        return int(end.in_features if hasattr(end, "in_features") else end.weight.shape[-1])
 
     def read(self, layer: int, component: str) -> torch.Tensor:
         """Inside a trace: what this component of a layer has just computed. Changes in place count.
@@ -151,6 +164,11 @@ def _at(parent: Any, path: str) -> Any:
     """The envoy at a dotted path; None where there is no module of that name."""
     found = reduce(lambda at, name: None if at is None else getattr(at, name, None), path.split("."), parent)
     return found if isinstance(found, Envoy) else None
+
+
+def _what(thing: Any) -> str:
+    kind = f"a {type(thing).__name__}"
+    return f"{kind} around a {_kind(thing)}" if isinstance(thing, Envoy) else kind
 
 
 def _kind(envoy: Any) -> str:

@@ -4,6 +4,7 @@ patching.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from edif_hpc.core.methods import Pairs
 
 from ._inputs import Ids, chosen, one_token, spots, texts, token_ids
 from ._names import Names
+
+LEAST_APART = 1e-3
+"""Logits: where the two runs of a pair are closer than this, a share of their difference means nothing."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ def prepared(model: Any, asked: Pairs) -> Prepared:
     """Everything of the pairs that needs the model's shape and tokenizer.
 
     Raises:
-        MethodError: a pair's prompts differ in length, or a layer, head, position or word cannot be used.
+        MethodError: a pair's prompts differ in length or do not differ at all, its two words are the same, or a layer,
+            head, position or word cannot be used.
     """
     names = Names.of(model)
     clean, corrupt = token_ids(model, asked.clean), token_ids(model, asked.corrupt)
@@ -53,12 +58,23 @@ def prepared(model: Any, asked: Pairs) -> Prepared:
             "The pairs have different lengths, so that positions do not match; name positions from the end, as "
             "[-1, -2], or patch each pair by itself."
         )
+    answers, wrongs = (_words(model, words, len(clean)) for words in (asked.answer, asked.wrong))
+    for number in range(len(clean)):
+        if clean[number] == corrupt[number]:
+            raise MethodError(
+                f"The prompts of pair {number} are the same, token for token, so nothing can be put back; change in "
+                "the corrupt one what the answer depends on."
+            )
+        if answers[number] == wrongs[number]:
+            raise MethodError(
+                f"Answer and wrong word of pair {number} are the same token, {answers[number]}; take two that differ."
+            )
     read = texts(model, corrupt)
     return Prepared(
         clean,
         corrupt,
-        _words(model, asked.answer, len(clean)),
-        _words(model, asked.wrong, len(clean)),
+        answers,
+        wrongs,
         chosen(asked.layers, len(names.layers), "layer"),
         places,
         chosen(asked.heads, names.heads, "head") if asked.component == "head" else [],
@@ -69,6 +85,26 @@ def prepared(model: Any, asked: Pairs) -> Prepared:
 def _words(model: Any, words: list[Any], count: int) -> list[int]:
     ids = [one_token(model, word) for word in words]
     return ids if len(ids) == count else ids * count
+
+
+def share(moved: torch.Tensor, clean: torch.Tensor, corrupt: torch.Tensor) -> torch.Tensor:
+    """Moved logits, (pairs, …), as a share of what lies between the two runs of a pair, (pairs,) each; NaN where that
+    is nothing."""
+    between = clean - corrupt
+    between = between.where(between.abs() >= LEAST_APART, torch.nan)
+    return moved / between.view(-1, *[1] * (moved.dim() - 1))
+
+
+def warn_of_nothing_between(clean: torch.Tensor, corrupt: torch.Tensor) -> None:
+    """Say which pairs have no recovery."""
+    alike = ((clean - corrupt).abs() < LEAST_APART).nonzero().flatten().tolist()
+    if alike:
+        shown = ", ".join(map(str, alike[:10])) + (", …" if len(alike) > 10 else "")
+        warnings.warn(
+            f"The logit difference is the same in both runs of {len(alike)} of {len(clean)} pairs ({shown}): their "
+            "recovery is NaN; take prompts, or an answer and a wrong word, between which the two runs decide.",
+            stacklevel=4,
+        )
 
 
 def difference(logits: torch.Tensor, answer: int, wrong: int) -> torch.Tensor:

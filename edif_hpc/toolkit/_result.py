@@ -20,6 +20,8 @@ from edif_hpc.core.errors import MethodError
 from edif_hpc.core.scripts import here
 from edif_hpc.core.scripts.plain import META, listed, plain
 
+from . import _files
+
 KINDS: dict[str, type[Result]] = {}
 """By the name that files carry."""
 
@@ -47,6 +49,7 @@ class Result:
 
         Args:
             path: a file that ends in .safetensors, .npz, .json or .pt, or, where the result is a table, in .parquet.
+                It is there whole or not at all.
                 None, inside a trace or session: mark the result as what comes back from there, as nnsight's own `save`.
 
         Returns:
@@ -54,24 +57,26 @@ class Result:
 
         Raises:
             MethodError: the file's name ends in something else, or the result is no table.
+            OSError: it cannot be written there.
         """
         if path is None:
             nnsight.save(self)
             return self
         target = Path(path).expanduser()
         suffixes = [suffix for suffix in WRITERS if suffix != PARQUET or self.table() is not None]
+        suffix = target.suffix.lower()
         if not target.suffix and here.taker() is not None:
             raise MethodError(
                 f"{str(path)!r} tells no form of file; next to its model a script keeps a result with "
                 "edif_hpc.save(name, result), in the form that was asked for."
             )
-        if target.suffix not in suffixes:
+        if suffix not in suffixes:
             raise MethodError(
                 f"A result cannot be kept as {target.name!r}; end the name in {', '.join(suffixes)}, or draw it with "
                 ".plot(path), which writes .html, .png, .svg and .pdf."
             )
-        with target.open("wb") as file:
-            WRITERS[target.suffix](self, file)
+        with _files.whole(target) as file:
+            WRITERS[suffix](self, file)
         return self
 
     def table(self) -> dict[str, list[Any]] | None:
@@ -108,19 +113,26 @@ def load(path: str | Path, name: str = "") -> Result:
 
     Raises:
         MethodError: the file is no such result, or holds none of this name.
-        FileNotFoundError: it is not there.
+        OSError: it is not there, or cannot be read.
     """
     source = Path(path).expanduser()
-    if source.suffix not in READERS:
+    suffix = source.suffix.lower()
+    if suffix not in READERS:
         raise MethodError(f"{source.name!r} is no kept result; those end in {', '.join(READERS)}.")
     try:
-        rest, tensors = READERS[source.suffix](source, name)
-        kind = KINDS[rest.pop("result")]
-    except (KeyError, ValueError, TypeError) as error:
+        return _made(*READERS[suffix](source, name))
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 # what readers say to a file that is something else is without end
         which = f" by the name {name!r}" if name else ""
+        told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise MethodError(
-            f"{source} holds no result of the toolkit{which} ({error}); make it anew with .save(path)."
+            f"{source} holds no result of the toolkit{which} ({told}); make it anew with .save(path)."
         ) from None
+
+
+def _made(rest: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Result:
+    kind = KINDS[rest.pop("result")]
     values: dict[str, Any] = {}
     for path_in_it, tensor in tensors.items():
         outer, dot, inner = path_in_it.partition(".")

@@ -14,8 +14,11 @@ from typing import Any
 
 import nnsight
 from huggingface_hub import try_to_load_from_cache
+from nnsight.tracing.tracer import _local
 
+from edif_hpc.core.errors import MethodError
 from edif_hpc.core.methods import Method
+from edif_hpc.core.scripts import here
 
 VERSIONS = ("edif-hpc", "nnsight", "torch", "transformers")
 
@@ -28,11 +31,23 @@ def answered(model: Any, work: Work, arguments: dict[str, Any], remote: bool | s
 
     Args:
         remote: as nnsight's: False here, True at the service, or a service's address.
+
+    Raises:
+        MethodError: `remote` is asked for inside a block, which runs where it runs.
     """
+    if remote and _in_a_block() and not here.is_running():  # a script is where the service would bring it
+        raise MethodError(
+            "Inside a session or trace a method runs where that runs; leave remote= out here, and give it to the "
+            "session: with model.session(remote=True)."
+        )
     with model.session(remote=remote):
         pair = _with_facts(model, work, arguments)
         nnsight.save(pair)
     return pair[0], pair[1]
+
+
+def _in_a_block() -> bool:
+    return getattr(_local, "depth", 0) > 0
 
 
 def _with_facts(model: Any, work: Work, arguments: dict[str, Any]) -> list[dict[str, Any]]:

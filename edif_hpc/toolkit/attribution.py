@@ -6,8 +6,9 @@ with `activation_patching`. Source: Nanda, "Attribution Patching: Activation Pat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from edif_hpc.core.methods import AttributionPatching as Parameters
 from . import _figures, _tables
 from ._inputs import Ids
 from ._names import Names, tensor
-from ._pairs import difference, prepared
+from ._pairs import difference, prepared, share, warn_of_nothing_between
 from ._progress import tracked, way
 from ._result import Result
 from ._run import Answer, answered, record
@@ -35,6 +36,7 @@ class Attribution(Result):
         clean, corrupt: (pairs,): the difference of the two runs.
         component, layers, heads: what was estimated.
         tokens: each corrupt prompt's tokens at these positions, as text.
+        positions: of each pair the positions by number, from 0.
     """
 
     effect: torch.Tensor
@@ -44,30 +46,36 @@ class Attribution(Result):
     layers: list[int]
     heads: list[int]
     tokens: list[list[str]]
+    positions: list[list[int]] = field(default_factory=list)
 
     @property
     def recovery(self) -> torch.Tensor:
-        """The estimate as a share of the clean difference that comes back; comparable to `Patching.recovery`."""
-        shape = (-1, *[1] * (self.effect.dim() - 1))
-        return self.effect / (self.clean - self.corrupt).view(shape)
+        """The estimate as a share of the clean difference that comes back; comparable to `Patching.recovery`, NaN where
+        that is."""
+        return share(self.effect, self.clean, self.corrupt)
 
     def table(self) -> _tables.Columns:
         """One row a site: pair, layer, position and, of heads, head."""
         return _tables.by_site(self.tokens, self.layers, self.heads, {"effect": self.effect, "recovery": self.recovery})
 
     def correlation(self, exact: Patching) -> float:
-        """Pearson correlation with exact patching of the same sites.
+        """Pearson correlation with exact patching of the same sites, without pairs that have no recovery.
+
+        NaN where fewer than two sites are left, or none differ.
 
         Raises:
-            MethodError: the sites are others.
+            MethodError: the sites are others, or `exact` is no `Patching`.
         """
-        if (
-            self.effect.shape != exact.difference.shape
-            or self.layers != exact.layers
-            or self.component != exact.component
-        ):
-            raise MethodError("The two cover different sites; call both with the same component, layers and positions.")
-        return float(torch.corrcoef(torch.stack([self.recovery.flatten(), exact.recovery.flatten()]))[0, 1])
+        if not isinstance(exact, Patching):
+            raise MethodError(f"What it is compared with comes from activation_patching; this is {exact!r:.60}.")
+        for name in ("component", "layers", "heads", "tokens", "positions"):
+            if getattr(self, name) != getattr(exact, name):
+                raise MethodError(f"The two cover different sites: their {name} differ; call both with the same ones.")
+        estimated, measured = self.recovery.flatten(), exact.recovery.flatten()
+        there = estimated.isfinite() & measured.isfinite()
+        if there.sum() < 2:
+            return math.nan
+        return float(torch.corrcoef(torch.stack([estimated[there], measured[there]]))[0, 1])
 
     def plot(self, path: str | Path | None = None, *, pair: int | None = None, position: int = -1) -> Any:
         """A map of layers and positions, or for heads of layers and heads at one position: a plotly figure.
@@ -125,12 +133,15 @@ def run(model: Any, asked: Parameters, remote: bool | str = False, progress: boo
         "how": way(progress, remote),
     }  # fmt: skip
     answer, about = answered(model, work, arguments, remote)
+    warn_of_nothing_between(answer["clean"], answer["corrupt"])
     return Attribution(
         **answer, component=asked.component, layers=pairs.layers, heads=pairs.heads, tokens=pairs.tokens,
-        record=record(asked, about),
+        positions=pairs.places, record=record(asked, about),
     )  # fmt: skip
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def work(
     model: Any,
     clean: Ids,
@@ -143,7 +154,7 @@ def work(
     heads: list[int],
     how: str,
 ) -> Answer:
-    """Runs where the model is; see `Attribution`."""
+    """Runs where the model is; see `Attribution`. Gradients are on, whatever the caller has."""
     names = Names.of(model)
     effects, right, spoilt = [], [], []
     for pair in tracked(range(len(corrupt)), "attribution_patching", how):

@@ -16,7 +16,7 @@ from edif_hpc.core.errors import MethodError
 from edif_hpc.core.methods import LogitLens as Parameters
 
 from . import _figures, _tables
-from ._inputs import Ids, batch, batch_spots, batches, chosen, in_order, one_token, spots, texts, token_ids
+from ._inputs import Ids, at_most, batch, batch_spots, batches, chosen, in_order, one_token, spots, texts, token_ids
 from ._names import Names
 from ._progress import tracked, way
 from ._result import Result
@@ -77,7 +77,8 @@ class LogitLens(Result):
             raise MethodError("No tokens were followed; call logit_lens with tokens=[…].")
         prompt = _figures.picked(prompt, len(self.tokens), "prompt")
         column = _figures.picked(position, int(self.there[prompt].sum()), "position")
-        series = {name: self.followed[prompt, :, column, number] for number, name in enumerate(self.follows)}
+        names = _figures.labels(self.follows)
+        series = {name: self.followed[prompt, :, column, number] for number, name in enumerate(names)}
         figure = _figures.lines(
             series, self.layers, title="Logit lens", x_name="layer", y_name="probability of the next token"
         )
@@ -113,7 +114,8 @@ def logit_lens(
         progress: None shows a bar where somebody looks; False nothing.
 
     Raises:
-        MethodError: a parameter, layer, position or word cannot be used, or the model does more between its last layer
+        MethodError: a parameter, layer, position or word cannot be used, `top` is more than the vocabulary has, or the
+            model does more between its last layer
             and its logits than norm, head and cap, so that a lens would mislead.
     """
     asked = Parameters.checked(
@@ -126,6 +128,7 @@ def logit_lens(
 def run(model: Any, asked: Parameters, remote: bool | str = False, progress: bool | None = None) -> LogitLens:
     """`logit_lens` with parameters that were checked."""
     names = Names.of(model)
+    at_most(asked.top, model._module.config.get_text_config().vocab_size, "tokens in the model's vocabulary")
     ids = token_ids(model, asked.prompts)
     numbers = chosen(asked.layers, len(names.layers), "layer")
     places = [spots(asked.positions, len(each), prompt) for prompt, each in enumerate(ids)]

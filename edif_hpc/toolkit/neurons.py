@@ -15,7 +15,7 @@ import torch
 from edif_hpc.core.methods import TopNeurons as Parameters
 
 from . import _figures, _tables
-from ._inputs import Ids, batch_spots, batches, chosen, in_order, spots, texts, token_ids
+from ._inputs import Ids, at_most, batch_spots, batches, chosen, in_order, spots, texts, token_ids
 from ._names import Names
 from ._progress import tracked, way
 from ._result import Result
@@ -82,7 +82,8 @@ def top_neurons(
         progress: None shows a bar where somebody looks; False nothing.
 
     Raises:
-        MethodError: a parameter, layer or position cannot be used, or the MLPs have no such map.
+        MethodError: a parameter, layer or position cannot be used, `top` is more than an MLP has neurons, or the MLPs
+            have no such map.
     """
     asked = Parameters.checked(
         prompts=prompts, layers=layers, positions=positions, top=top, by=by, batch_tokens=batch_tokens
@@ -97,7 +98,7 @@ def run(model: Any, asked: Parameters, remote: bool | str = False, progress: boo
     numbers = chosen(asked.layers, len(names.layers), "layer")
     places = [spots(asked.positions, len(each), prompt) for prompt, each in enumerate(ids)]
     for layer in numbers:
-        names.mlp_end(layer)
+        at_most(asked.top, names.neurons(layer), f"neurons in the MLP of layer {layer}")
     arguments = {
         "ids": ids, "layers": numbers, "positions": asked.positions, "top": asked.top, "by": asked.by,
         "budget": asked.batch_tokens, "how": way(progress, remote),
@@ -122,7 +123,7 @@ def work(
             which, sizes = [], []
             for layer in layers:
                 active = places.of(names.read(layer, "neuron")).float()
-                order = (active.abs() if by == "absolute" else active).topk(min(top, active.shape[-1]), -1).indices
+                order = (active.abs() if by == "absolute" else active).topk(top, -1).indices
                 which.append(order.cpu())
                 sizes.append(active.gather(-1, order).cpu())
             tracer.stop()

@@ -8,18 +8,19 @@ Practices of Activation Patching" (2023).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from edif_hpc.core.errors import MethodError
 from edif_hpc.core.methods import ActivationPatching as Parameters
 
 from . import _figures, _tables
 from ._inputs import Ids
 from ._names import Names
-from ._pairs import difference, divergence, prepared
+from ._pairs import difference, divergence, prepared, share, warn_of_nothing_between
 from ._progress import tracked, way
 from ._result import Result
 from ._run import Answer, answered, record
@@ -40,6 +41,7 @@ class Patching(Result):
         corrupt_kl: (pairs,): KL(clean || corrupt), nats.
         component, layers, heads: what was patched.
         tokens: each corrupt prompt's tokens at these positions, as text.
+        positions: of each pair the positions by number, from 0.
     """
 
     difference: torch.Tensor
@@ -51,13 +53,16 @@ class Patching(Result):
     layers: list[int]
     heads: list[int]
     tokens: list[list[str]]
+    positions: list[list[int]] = field(default_factory=list)
 
     @property
     def recovery(self) -> torch.Tensor:
-        """Share of the clean difference that a site brings back, same shape: 0 is the corrupt run, 1 the clean one."""
-        shape = (-1, *[1] * (self.difference.dim() - 1))
-        clean, corrupt = self.clean.view(shape), self.corrupt.view(shape)
-        return (self.difference - corrupt) / (clean - corrupt)
+        """Share of the clean difference that a site brings back, same shape: 0 is the corrupt run, 1 the clean one.
+
+        NaN for a pair whose two runs have the same difference, to a thousandth of a logit.
+        """
+        moved = self.difference - self.corrupt.view(-1, *[1] * (self.difference.dim() - 1))
+        return share(moved, self.clean, self.corrupt)
 
     def table(self) -> _tables.Columns:
         """One row a site: pair, layer, position and, of heads, head."""
@@ -75,9 +80,14 @@ class Patching(Result):
         """A map of layers and positions, or of layers and heads at one position: a plotly figure.
 
         Args:
-            pair: one of them; None: their mean.
+            pair: one of them; None: their mean, of recovery without the pairs that have none.
+
+        Raises:
+            MethodError: there is no such measure, pair or position, or the file cannot be written.
         """
         names = {"recovery": "share recovered", "difference": "logit difference", "kl": "KL, nats"}
+        if measure not in names:
+            raise MethodError(f"There is no measure {measure!r}; there are {', '.join(names)}.")
         figure = _figures.sites(
             getattr(self, measure), self, pair, position, scale_name=names[measure], signed=measure != "kl",
             title=f"Activation patching: {self.component}, clean into corrupt",
@@ -120,8 +130,8 @@ def activation_patching(
         progress: None shows a bar where somebody looks; False nothing.
 
     Raises:
-        MethodError: prompts of a pair differ in length, a parameter, layer, head, position or word cannot be used, or
-            the architecture names its parts in another way.
+        MethodError: prompts of a pair differ in length or not at all, a parameter, layer, head, position or word
+            cannot be used, or the architecture names its parts in another way.
     """
     asked = Parameters.checked(
         clean=clean, corrupt=corrupt, answer=answer, wrong=wrong, component=component, layers=layers,
@@ -139,9 +149,10 @@ def run(model: Any, asked: Parameters, remote: bool | str = False, progress: boo
         "budget": asked.batch_tokens, "how": way(progress, remote),
     }  # fmt: skip
     answer, about = answered(model, work, arguments, remote)
+    warn_of_nothing_between(answer["clean"], answer["corrupt"])
     return Patching(
         **answer, component=asked.component, layers=pairs.layers, heads=pairs.heads, tokens=pairs.tokens,
-        record=record(asked, about),
+        positions=pairs.places, record=record(asked, about),
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class Probe(Result):
         classes: the labels, in the order of the lines.
         layers: number of each layer, from 0.
         kind: `linear` or `mass_mean`.
+        component: what it was trained on, as `extract_activations` calls it.
     """
 
     directions: torch.Tensor
@@ -58,6 +59,7 @@ class Probe(Result):
     classes: list[Any]
     layers: list[int]
     kind: str
+    component: str = "residual"
 
     def scores(self, activations: Activations | torch.Tensor, layer: int) -> torch.Tensor:
         """How far activations (prompts, width) lie on each line of one layer: (prompts, lines), float64.
@@ -131,6 +133,10 @@ def run(model: Any, asked: Parameters, remote: bool | str = False, progress: boo
 
 def fitted(activations: Activations, asked: ProbeSettings) -> Probe:
     """`probe` with parameters that were checked."""
+    if not isinstance(activations, Activations):
+        raise MethodError(
+            f"A probe is trained on Activations, not on a {type(activations).__name__}; call extract_activations."
+        )
     values = activations.values
     if values.shape[2] != 1:
         raise MethodError(
@@ -154,7 +160,7 @@ def fitted(activations: Activations, asked: ProbeSettings) -> Probe:
             known.append(right[~out].float().mean())
     return Probe(
         torch.stack(directions), torch.stack(offsets), torch.stack(accuracy), torch.stack(known), out, classes,
-        activations.layers, asked.kind,
+        activations.layers, asked.kind, activations.component,
         record={**activations.record, "method": "probe", "activations": activations.record.get("parameters"),
                 "parameters": asked.model_dump(mode="json")},
     )  # fmt: skip

@@ -29,6 +29,9 @@ from .extraction import Activations
 from .lens import VOCABULARY_NUMBERS
 from .probing import Probe
 
+LABEL = 40
+"""Characters of a prompt that a picture shows: its last ones."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SteeringVector(Result):
@@ -47,28 +50,47 @@ class SteeringVector(Result):
         """Mean of one set of activations less mean of the other, over prompts and positions.
 
         Raises:
-            MethodError: they are not of the residual stream, or of different layers.
+            MethodError: they are not of the residual stream, or of different layers or widths.
         """
-        if positive.layers != negative.layers or {positive.component, negative.component} != {"residual"}:
+        for each in (positive, negative):
+            if not isinstance(each, Activations):
+                raise MethodError(f"A vector lies between two Activations, and one is a {type(each).__name__}.")
+        alike = positive.layers == negative.layers and positive.values.shape[-1] == negative.values.shape[-1]
+        if not alike or {positive.component, negative.component} != {"residual"}:
             raise MethodError(
                 "Both sets need activations of the residual stream at the same layers; extract them alike."
             )
         values = _mean(positive) - _mean(negative)
         if normalised:
             values = values / values.norm(dim=-1, keepdim=True)
-        return cls(values, positive.layers, record={**positive.record, "method": "steering-vector"})
+        return cls(
+            values, positive.layers,
+            record={**_about(positive.record), "made_by": "SteeringVector.between", "normalised": normalised,
+                    "positive": positive.record, "negative": negative.record},
+        )  # fmt: skip
 
     @classmethod
     def of(cls, found: Probe) -> SteeringVector:
         """The direction of a probe of two classes, which leads from the first to the second, at length 1.
 
         Raises:
-            MethodError: it tells more than two classes apart.
+            MethodError: it tells more than two classes apart, or was not trained on the residual stream, to which a
+                vector is added.
         """
+        if not isinstance(found, Probe):
+            raise MethodError(f"The direction is a Probe's, not a {type(found).__name__}'s; train one with probe.")
+        if found.component != "residual":
+            raise MethodError(
+                f"The probe reads {found.component!r}, and a vector is added to the residual stream; train it on "
+                "extract_activations(…, component='residual')."
+            )
         if len(found.classes) != 2:
             raise MethodError(f"A probe of {len(found.classes)} classes has no one direction; train it on two.")
         values = found.directions[:, 0].float()
-        return cls(values / values.norm(dim=-1, keepdim=True), found.layers, record=found.record)
+        return cls(
+            values / values.norm(dim=-1, keepdim=True), found.layers,
+            record={**_about(found.record), "made_by": "SteeringVector.of", "probe": found.record},
+        )  # fmt: skip
 
     def only(self, *layers: int) -> SteeringVector:
         """The same with these layers alone.
@@ -81,7 +103,7 @@ class SteeringVector(Result):
             raise MethodError(f"There is no vector of layer {missing[0]}; there are those of {self.layers}.")
         wanted = sorted(set(layers))
         return SteeringVector(
-            self.values[[self.layers.index(layer) for layer in wanted]], wanted, record={**self.record, "only": wanted}
+            self.values[[self.layers.index(layer) for layer in wanted]], wanted, record=_only(self.record, wanted)
         )
 
     def plot(self, path: str | Path | None = None) -> Any:
@@ -129,7 +151,8 @@ class Steered(Result):
         told = self.difference if self.difference.numel() else self.kl
         name = "logit difference" if self.difference.numel() else "KL from the unsteered model, nats"
         order = sorted(range(len(self.factors)), key=lambda number: self.factors[number])
-        series = {prompt[-40:]: told[number, order] for number, prompt in enumerate(self.prompts)}
+        labels = _figures.labels([prompt[-LABEL:] for prompt in self.prompts])
+        series = {label: told[number, order] for number, label in enumerate(labels)}
         figure = _figures.lines(
             series,
             [self.factors[number] for number in order],
@@ -296,7 +319,7 @@ def work(
         if at < len(judging):
             here = [runs[number] for number in batch.which]
             logits = _next(names, batch, layers, shifts[[level for _, level in here]])
-            for (prompt, level), row in zip(here, logits, strict=True):  # in the order of `runs`, so level 0 comes first
+            for (prompt, level), row in zip(here, logits, strict=True):  # as in `runs`: level 0 comes first
                 told.setdefault(prompt, row[None])
                 kl[prompt, level] = divergence(told[prompt], row[None]) if level else 0.0
                 apart[prompt, level] = difference(row, *judged) if judged else 0.0
@@ -332,9 +355,7 @@ def _next(names: Names, batch: Batch, layers: list[int], shifts: torch.Tensor) -
     return torch.as_tensor(logits)
 
 
-def _written(
-    names: Names, batch: Batch, layers: list[int], shifts: torch.Tensor, new_tokens: int
-) -> list[list[int]]:
+def _written(names: Names, batch: Batch, layers: list[int], shifts: torch.Tensor, new_tokens: int) -> list[list[int]]:
     """The tokens that follow, by row. Greedy, and to the full number in each row, so that every step is steered."""
     with names.model.generate(
         **batch.inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
@@ -353,5 +374,13 @@ def _mean(found: Activations) -> torch.Tensor:
     return per_prompt.mean(0)
 
 
+def _only(record: dict[str, Any], layers: list[int]) -> dict[str, Any]:
+    """The record of a vector of fewer layers: a single call is told as one for these layers alone."""
+    if "parameters" in record:
+        return {**record, "parameters": {**record["parameters"], "layers": layers}}
+    return {**record, "only": layers}
+
+
 def _about(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in ("method", "parameters")}
+    """What a record says of the model and of versions."""
+    return {name: value for name, value in record.items() if name not in ("method", "parameters", "activations")}

@@ -34,7 +34,9 @@ class SteerSettings(Method):
 
     prompts: Prompts = Field(description="Texts, or lists of token ids.")
     factors: Factors = Field([0.0, 1.0], description="What the vector is multiplied by, one run each.")
-    new_tokens: Number = Field(20, ge=0, le=4096, description="Tokens to write, 0 to 4096; 0: only the next token's odds.")
+    new_tokens: Number = Field(
+        20, ge=0, le=4096, description="Tokens to write, 0 to 4096; 0: only the next token's odds."
+    )
     answer: Words = Field([], description="With `wrong`: the token whose logit is followed.")
     wrong: Words = Field([], description="With `answer`: the token whose logit is taken from it.")
     batch_tokens: Number = Field(
