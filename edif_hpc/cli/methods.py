@@ -193,7 +193,13 @@ def _several(file: Path) -> dict[str, Any]:
 
     found = _file(file)
     if isinstance(found, dict) and META in found:
-        found = found[META].get("record", {}).get("parameters") if isinstance(found[META], dict) else None
+        record = found[META].get("record", {}) if isinstance(found[META], dict) else {}
+        if "made_by" in record:
+            raise MethodError(
+                f"{file} was made by {record['made_by']} from several results, so no one method makes it again; its "
+                "record tells theirs."
+            )
+        found = record.get("parameters")
     if not isinstance(found, dict):
         raise MethodError(f"{file} holds no parameters by name; make it a .json file with an object.")
     return found

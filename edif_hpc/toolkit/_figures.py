@@ -29,7 +29,7 @@ LETTERS, LINE = 46, 14
 TICK = 18
 """Pixels between two names along an axis at least."""
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
-GAP_FROM = 6
+GAP_FROM = 12
 """Pixels of a cell: smaller ones have no gap between them."""
 MOST_NAMED = 30
 """Lines that a legend names."""

@@ -208,7 +208,7 @@ def _to_npz(result: Result, file: IO[bytes]) -> None:
 
 
 def _from_npz(path: Path, name: str) -> Parts:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # of what is no archive numpy closes nothing
         return json.loads(str(file[_inside(name, META)])), {
             inner: torch.from_numpy(file[each]) for each, inner in _of(file.files, name)
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,3 +240,51 @@ def test_steering(subject: Subject, connected: Stack) -> None:
             torch.testing.assert_close(found.kl[prompt, number], divergence(plain, logits), rtol=1e-3, atol=1e-4)
             written = subject.plain.written(ids, 2, shift, 4)
             assert found.texts[prompt][number] == subject.here.tokenizer.decode(written, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("budget", [1, 40, 4096])
+def test_steering_in_batches(name: str, budget: int, loaded: Any) -> None:
+    """Prompts of many lengths and all factors, side by side as far as the budget goes, give what one by one gives."""
+    model = loaded(models.repo_id(name))
+    plain, new = Plain(model._module), 3
+    ids = [[11, 42, 97], [5, 9, 200, 77, 31], [7], [42, 11, 97], [230, 301, 77, 9, 12]]
+    vector = toolkit.SteeringVector(torch.randn(1, 64, generator=torch.Generator().manual_seed(0)), [2])
+    seen: list[tuple[int, int]] = []
+    count = plain.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
+    try:
+        found = toolkit.steer(
+            model, ids, vector, factors=[2.0, 0.0, -2.0], new_tokens=new, answer=65, wrong=300, batch_tokens=budget
+        )
+    finally:
+        count.remove()
+    assert all(rows * tokens <= budget for rows, tokens in seen if rows > 1)
+    if budget == 4096:
+        assert seen[0] == (len(ids) * 3, 5)  # all at once, each without steering only once
+        assert len(seen) == 1 + 3 * new  # and written by length
+    assert not found.kl[:, 1].any()
+    for prompt, each in enumerate(ids):
+        own = plain.logits(each)[-1]
+        for number, factor in enumerate(found.factors):
+            logits = plain.steered(each, 2, factor * vector.values[0])
+            close(found.difference[prompt, number], logits[65] - logits[300])
+            torch.testing.assert_close(found.kl[prompt, number], divergence(own, logits), rtol=1e-3, atol=1e-4)
+            written = plain.written(each, 2, factor * vector.values[0], new)
+            assert found.texts[prompt][number] == model.tokenizer.decode(written, skip_special_tokens=True)
+
+
+def test_as_much_is_written_as_the_model_takes(loaded: Any) -> None:
+    model = loaded(models.repo_id("gpt2"))
+    vector = toolkit.SteeringVector(torch.zeros(1, 64), [2])
+    assert toolkit.steer(model, [[1] * 250], vector, factors=1.0, new_tokens=7).kl.isfinite().all()
+
+
+def test_pairs_that_decide_nothing_are_told(loaded: Any) -> None:
+    model = loaded(models.repo_id("gpt2"))
+    here = {"answer": ANSWER, "wrong": WRONG, "layers": 2}
+    clean, corrupt = [CLEAN, CLEAN], [CORRUPT, CORRUPT]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edif_hpc.toolkit._pairs.LEAST_APART", math.inf)
+        for method in (toolkit.activation_patching, toolkit.attribution_patching):
+            with pytest.warns(UserWarning, match=r"both runs of 2 of 2 pairs \(0, 1\): their recovery is NaN"):
+                assert method(model, clean, corrupt, **here).recovery.isnan().all()

@@ -139,6 +139,29 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("attention_patterns", {"prompts": "a", "heads": 4}, "There is no head 4: the model has 4, numbered from 0 to 3."),
     ("top_neurons", {"prompts": "a", "topp": 3}, "unexpected keyword"),
+    (
+        "logit_lens",
+        {"prompts": "a", "top": 1000},
+        "top is 1000, and there are 512 tokens in the model's vocabulary; ask for 512 at most.",
+    ),
+    ("top_neurons", {"prompts": "a", "top": 1000}, "top is 1000, and there are 256 neurons in the MLP of layer 0"),
+    ("logit_lens", {"prompts": "a", "tokens": [True]}, "tokens is [True], which cannot be used"),
+    (
+        "activation_patching",
+        {"clean": [[1, 2], [3, 4]], "corrupt": [[1, 3], [3, 4]], "answer": 1, "wrong": 2},
+        "The prompts of pair 1 are the same, token for token",
+    ),
+    (
+        "attribution_patching",
+        {"clean": [[1, 2]], "corrupt": [[1, 3]], "answer": 7, "wrong": 7},
+        "Answer and wrong word of pair 0 are the same token, 7",
+    ),
+    (
+        "steer",
+        {"prompts": [[1] * 250], "vector": toolkit.SteeringVector(torch.zeros(1, 64), [1]), "new_tokens": 8},
+        "Prompt 0 has 250 tokens and 8 are to be written, and the model takes 256; write at most 7, or shorten it.",
+    ),
+    ("steer", {"prompts": "a", "vector": torch.zeros(1, 64)}, "steer adds a SteeringVector, not a Tensor"),
 ]
 
 
@@ -149,6 +172,40 @@ def test_what_cannot_be_is_refused_before_it_is_sent(
     with pytest.raises((MethodError, TypeError)) as caught:
         getattr(toolkit, name)(shape(models.repo_id("gpt2")), **parameters, remote="http://127.0.0.1:1")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "thing", ["edif-test/gpt2", None, torch.nn.Linear(2, 2), nnsight.NNsight(torch.nn.Linear(2, 2))]
+)
+def test_what_is_no_model_of_text_is_one_sentence(thing: Any) -> None:
+    pair = {"clean": [[1, 2]], "corrupt": [[1, 3]], "answer": 1, "wrong": 2}
+    for call in (
+        lambda: toolkit.logit_lens(thing, "a"),
+        lambda: toolkit.extract_activations(thing, "a"),
+        lambda: toolkit.attention_patterns(thing, "a"),
+        lambda: toolkit.top_neurons(thing, "a"),
+        lambda: toolkit.activation_patching(thing, **pair),
+        lambda: toolkit.attribution_patching(thing, **pair),
+        lambda: toolkit.steering_vector(thing, "a", "b"),
+        lambda: toolkit.steer(thing, "a", toolkit.SteeringVector(torch.zeros(1, 64), [1])),
+    ):
+        with pytest.raises(MethodError, match="The first argument is an nnsight model of text"):
+            call()
+
+
+def test_a_method_within_a_session_is_not_sent_by_itself(gpt2: Any, connected: Stack) -> None:
+    with pytest.raises(Exception, match="leave remote= out here") as caught, gpt2.session(remote=True):
+        toolkit.logit_lens(gpt2, PROMPTS[0], remote=True).save()
+    assert "token" not in str(caught.value).splitlines()[-1]
+
+
+def test_gradients_whatever_the_caller_has(loaded: Any) -> None:
+    model = loaded(models.repo_id("gpt2"))
+    pair: dict[str, Any] = {"clean": [[1, 2, 3]], "corrupt": [[1, 4, 3]], "answer": 5, "wrong": 6, "layers": [1, 2]}
+    wanted = toolkit.attribution_patching(model, **pair)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            same(toolkit.attribution_patching(model, **pair), wanted)
 
 
 def test_a_mixture_of_experts_has_no_such_neurons(shape: Any) -> None:
