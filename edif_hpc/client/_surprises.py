@@ -53,8 +53,8 @@ NO_GRADIENTS = (
     "There are no gradients inside generate, and backward will raise: take them in a trace over the finished tokens."
 )
 UNPACKED = (
-    "What is saved here is taken apart at once, and its parts are not what is saved: save it under one name, and take it "
-    "apart outside the block."
+    "What is saved here is taken apart at once, and its parts are not what is saved: save it under one name, and take "
+    "it apart outside the block."
 )
 
 Found = tuple[int, str]
