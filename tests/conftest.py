@@ -7,6 +7,20 @@ import pytest
 
 from tests.support import device
 
+LONGEST = (
+    "cluster",
+    "faults",
+    "submit",
+    "toolkit",
+    "notebooks",
+    "equality",
+    "delivery",
+    "fleet",
+    "client",
+    "isolation",
+)
+"""Folders whose tests share servers for minutes: begun first, they end while others have still enough to do."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -23,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=_begun)
+
+
+def _begun(item: pytest.Item) -> int:
+    folder = item.nodeid.split("/")[1]
+    return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
 
 
 def pytest_configure(config: pytest.Config) -> None:

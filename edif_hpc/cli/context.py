@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from edif_hpc.core.home import Home
     from edif_hpc.core.settings import Loaded
 
+AWAY = 4
+"""The exit code of a command for which a service does not answer: the same one may do a little later."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -70,17 +72,17 @@ def settings_for(home: Home, config: Path | None = None, overrides: dict[str, An
 
 
 def refusals(function: F) -> F:
-    """End a command whose work was refused with one sentence on stderr and exit code 1."""
+    """End a command whose work was refused with one sentence on stderr and exit code 1, or `AWAY`."""
 
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        from edif_hpc.core.errors import EdifError
+        from edif_hpc.core.errors import EdifError, Unavailable
 
         try:
             return function(*args, **kwargs)
         except EdifError as error:
             print(error, file=sys.stderr)
-            raise typer.Exit(1) from None
+            raise typer.Exit(AWAY if isinstance(error, Unavailable) else 1) from None
         except BrokenPipeError:
             raise typer.Exit(0) from None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edif_hpc.core.errors import EdifError, Unavailable
 from edif_hpc.core.home import Home
+from edif_hpc.core.links import by_the_same_door
 
 if TYPE_CHECKING:
     import httpx
@@ -21,6 +22,7 @@ SECONDS = 30.0
 PAYLOAD_SECONDS = 300.0
 SEND_TRIES = 4
 RETRY_SECONDS = 1.0
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 AWAY = frozenset({502, 503, 504})
 SAVED_KEY = re.compile(r"^\s+APIKEY:\s*['\"]?([^\s'\"#]+)", re.MULTILINE)
 """In the YAML that nnsight.login() writes; no YAML library is needed to read one line of it."""
@@ -111,9 +113,7 @@ class Gateway:
         return _accepted(answer)
 
     def _client(self, timeout: httpx.Timeout) -> httpx.Client:
-        import httpx
-
-        return httpx.Client(base_url=self.url, headers=self._headers, timeout=timeout, trust_env=not _local(self.url))
+        return _client(self.url, base_url=self.url, headers=self._headers, timeout=timeout)
 
     def _call(self, method: str, path: str, query: dict[str, Any]) -> Any:
         import httpx
@@ -128,11 +128,10 @@ class Gateway:
     @contextmanager
     def stream(self, url: str, start: int) -> Iterator[httpx.Response]:
         """The answer of a signed link, from byte `start` on, as it comes. The key stays here: links need none."""
-        import httpx
-
+        url = by_the_same_door(url, self.url)
         headers = {"accept-encoding": "identity", **({"range": f"bytes={start}-"} if start else {})}
         with (
-            httpx.Client(timeout=SECONDS, trust_env=not _local(url)) as client,
+            _client(url, timeout=SECONDS) as client,
             client.stream("GET", url, headers=headers) as answer,
         ):
             yield answer
@@ -140,6 +139,11 @@ class Gateway:
     def silent(self, error: Exception) -> Unavailable:
         """The refusal for a gateway that does not answer."""
         why = str(error).rstrip(".")
+        if UNTRUSTED in why:
+            return Unavailable(
+                f"The certificate of {self.url} is not trusted here ({why}); have SSL_CERT_FILE name the authority "
+                "that signed it."
+            )
         return Unavailable(
             f"The gateway at {self.url} does not answer ({why}); start it with `edif-hpc up`, or set NDIF_HOST."
         )
@@ -151,6 +155,16 @@ def _accepted(answer: httpx.Response) -> Any:
     if answer.is_error:
         raise Refused(detail(answer))
     return answer.json()
+
+
+def _client(url: str, **options: Any) -> httpx.Client:
+    """A client for this address: with what the environment says of proxies where that is not this machine's own, and
+    of certificates anywhere."""
+    import httpx
+
+    local = _local(url)
+    verify = httpx.create_ssl_context() if local and url.startswith("https:") else True
+    return httpx.Client(trust_env=not local, verify=verify, **options)
 
 
 def _local(url: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .context import HomeOption
+from .context import AWAY, HomeOption
 from .methods import MethodOption, ParamOption, PromptOption, PromptsFileOption
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ Examples:
   edif-hpc submit --method steering-vector --model openai-community/gpt2 -P positive=@love.txt -P negative=@hate.txt
   -P "layers=[4, 6, 8]" --out love.safetensors
 """
-FAILED, AWAY, INTERRUPTED = 3, 4, 130
+FAILED, INTERRUPTED = 3, 130
 COMPLETED = "COMPLETED"
 
 

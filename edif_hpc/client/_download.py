@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, Protocol
 
 import httpx
 
+from edif_hpc.core.links import by_the_same_door
+
 from ._connection import CONNECT_SECONDS, PATIENCE_SECONDS, Connection, pauses, retry_after
 from ._errors import ClientError, CorruptPart, DownloadFailed, ResultExpired
 from ._transfer import State, Transfer, beside
@@ -101,9 +103,10 @@ class Source:
             DownloadFailed: it makes no sense to.
         """
         link = self._link
+        door = by_the_same_door(link, self._connection.url)
         timeout = httpx.Timeout(CONNECT_SECONDS, read=SILENCE_SECONDS)
         headers = {"range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
-        with self._connection.plain.stream("GET", link, headers=headers, timeout=timeout) as answer:
+        with self._connection.plain.stream("GET", door, headers=headers, timeout=timeout) as answer:
             self._judge(answer, link)
             skip = start if answer.status_code == 200 else 0  # a proxy may drop the header that asks for a range
             for chunk in answer.iter_raw(CHUNK):

@@ -52,6 +52,10 @@ WALKED = (
 NO_GRADIENTS = (
     "There are no gradients inside generate, and backward will raise: take them in a trace over the finished tokens."
 )
+UNPACKED = (
+    "What is saved here is taken apart at once, and its parts are not what is saved: save it under one name, and take "
+    "it apart outside the block."
+)
 
 Found = tuple[int, str]
 """A line of the user's file, and a sentence."""
@@ -70,9 +74,28 @@ def look(tracer: Tracer) -> list[Found]:
     """The surprises of a captured block, in the order of their lines."""
     frame, body = tracer.info.frame, tracer.node.body
     names = {**frame.f_globals, **frame.f_locals}
-    found = [*_filled_outside(body, names), *_after_endless(body), *_gradients(tracer)]
+    found = [*_filled_outside(body, names), *_after_endless(body), *_gradients(tracer), *_unpacked(body)]
     found += _cache_walked(tracer)
     return sorted(dict.fromkeys(found))
+
+
+# -- 0: saved and taken apart in one line ------------------------------------------------------------------------------
+
+
+def _unpacked(body: list[ast.stmt]) -> Iterator[Found]:
+    """`one, other = both.save()`: the mark is on what held them."""
+    for node in _nodes(body):
+        if isinstance(node, ast.Assign) and _saves(node.value) and any(map(_several, node.targets)):
+            yield node.lineno, UNPACKED
+
+
+def _several(target: ast.expr) -> bool:
+    return isinstance(target, (ast.Tuple, ast.List))
+
+
+def _saves(value: ast.expr) -> bool:
+    """Whether this is a call of `….save(…)`: a value's own, or nnsight's."""
+    return isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "save"
 
 
 # -- 1: made outside, filled inside ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from .line import Measured, measured, smollm2
 BATCH = 50
 """Prompts of one plain trace."""
 TOP = 5
-TOKENS = 32
+TOKENS = 16
 Found = tuple[torch.Tensor, ...]
 
 

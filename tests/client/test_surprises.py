@@ -49,6 +49,15 @@ def test_a_dict_and_an_attribute(gpt2: Any, report: edif_hpc.DryRun) -> None:
     assert [sentence.partition(" ")[0] for _, sentence in warned(caught)] == ["'by_name'", "'holder'"]
 
 
+def test_what_is_saved_and_taken_apart_in_one_line(gpt2: Any, report: edif_hpc.DryRun) -> None:
+    with pytest.warns(edif_hpc.SurpriseWarning, match="save it under one name") as caught:
+        with gpt2.trace(PROMPT, backend=report):
+            pair = [gpt2.lm_head.output, gpt2.lm_head.output].save()  # as it should be
+            _one, _other = pair.save()
+    assert len(caught) == 1
+    assert caught[0].lineno == test_what_is_saved_and_taken_apart_in_one_line.__code__.co_firstlineno + 4
+
+
 class Study:
     """Somebody's own class, which keeps what its blocks find."""
 

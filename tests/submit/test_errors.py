@@ -149,6 +149,8 @@ def test_a_service_that_is_down_says_so_and_what_to_do(laptop: Laptop) -> None:
     assert done.stdout == ""
     assert f"The gateway at {laptop.url} does not answer" in done.stderr
     assert "`edif-hpc up`" in done.stderr
+    for command in (["requests", "list"], ["status", "a" * 32], ["result", "a" * 32], ["cancel", "a" * 32]):
+        assert laptop.run(*command).returncode == 4, command
     assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from edif_hpc.fleet import certificates
 from tests.support.proxy import proxied
 from tests.support.servers import eventually
@@ -147,8 +149,10 @@ def test_a_submission_whose_answer_is_lost_is_there_once(laptop: Laptop) -> None
     assert {row["id"] for row in after} - {row["id"] for row in before} == {done.stdout.strip()}
 
 
-def test_over_https_with_a_key_and_no_home(laptop: Laptop, tmp_path: Path) -> None:
-    with over_tls(laptop.url, tmp_path / "tls") as (url, authority):
+@pytest.mark.parametrize("told", [b"x-forwarded-proto: https\r\n", b""], ids=["told", "untold"])
+def test_over_https_with_a_key_and_no_home(laptop: Laptop, tmp_path: Path, told: bytes) -> None:
+    """Whether the front says so to the gateway, whose links it else makes http://, or not."""
+    with over_tls(laptop.url, tmp_path / "tls", told) as (url, authority):
         laptop.url, laptop.variables = url, {"SSL_CERT_FILE": str(authority)}
         done = laptop.submit(IN_TIME, "--out", "answer.json")
         assert done.stdout.splitlines()[1:] == ["begun", "ended"]
@@ -157,11 +161,15 @@ def test_over_https_with_a_key_and_no_home(laptop: Laptop, tmp_path: Path) -> No
         untrusted = laptop.run("submit", laptop.write(MODEL))
         assert untrusted.returncode == 4
         assert "CERTIFICATE_VERIFY_FAILED" in untrusted.stderr
+        assert "have SSL_CERT_FILE name the authority" in untrusted.stderr
 
 
 @contextmanager
-def over_tls(url: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """The service behind a TLS front, as nginx is one; its address by this machine's name, and who signed for it."""
+def over_tls(url: str, folder: Path, told: bytes) -> Iterator[tuple[str, Path]]:
+    """The service behind a TLS front, as nginx is one; its address by this machine's name, and who signed for it.
+
+    `told` is the header that it adds to the first request of a connection.
+    """
     folder.mkdir()
     name, port = socket.gethostname(), int(url.rpartition(":")[2])
     files = certificates.ensure(folder, name)
@@ -184,7 +192,7 @@ def over_tls(url: str, folder: Path) -> Iterator[tuple[str, Path]]:
                 raw.close()
                 return
             threading.Thread(target=passed, args=(far, near, b""), daemon=True).start()
-            passed(near, far, b"x-forwarded-proto: https\r\n")
+            passed(near, far, told)
 
         def passed(source: socket.socket, target: socket.socket, header: bytes) -> None:
             try:

@@ -250,7 +250,7 @@ KEPT = """
 @pytest.mark.parametrize("form", ["safetensors", "npz", "json"])
 def test_a_result_of_the_toolkit_leaves_a_script_in_any_form(laptop: Laptop, form: str) -> None:
     more = """
-    heads = attention_patterns(model, [[1, 2, 3, 4]], scores=["induction"], remote=True)  # nothing is repeated: all are nan
+    heads = attention_patterns(model, [[1, 2, 3, 4]], scores=["induction"], remote=True)
     edif_hpc.save("heads", heads)
     """
     laptop.submit(KEPT + more, "--out", f"kept.{form}")
@@ -262,7 +262,7 @@ def test_a_result_of_the_toolkit_leaves_a_script_in_any_form(laptop: Laptop, for
     for name, value in vars(expected).items():
         found = getattr(lens, name)
         assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
-    assert heads.scores["induction"].isnan().all()
+    assert heads.scores["induction"].isnan().all()  # nothing is repeated
     with pytest.raises(MethodError, match="no result of the toolkit by the name 'other'"):
         toolkit.load(laptop.folder / f"kept.{form}", "other")
 
