@@ -14,6 +14,7 @@ import torch
 
 from edif_hpc import toolkit
 from edif_hpc.core.methods import METHODS
+from edif_hpc.core.scripts.plain import META
 
 from .laptop import Laptop
 
@@ -198,6 +199,8 @@ def test_files_stand_for_values(laptop: Laptop, gpt2: Any) -> None:
         (["probe", "--prompt", "a", "-P", "labels=@away.json"], "away.json cannot be read (No such file or directory)"),
         (["logit-lens", "-P", "@broken.json"], "broken.json holds no JSON (Expecting value"),
         (["logit-lens", "-P", "@list.json"], "list.json holds no parameters by name"),
+        (["steering-vector", "-P", "@between.json"],
+         "between.json was made by SteeringVector.between from several results, so no one method makes it again"),
         (["logit-lens", "--prompts-file", "empty.txt"], "prompts is [], which cannot be used"),
         (["logit-lens", "--prompts-file", "latin.txt"], "latin.txt cannot be read (it is not UTF-8 text)"),
         (["logit-lens", "--prompt", "a", "--out", "lens.csv"],
@@ -210,7 +213,10 @@ def test_files_stand_for_values(laptop: Laptop, gpt2: Any) -> None:
     ids=lambda value: None if isinstance(value, str) else "-".join(value)[:60],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_and_nothing_is_submitted(laptop: Laptop, options: list[str], sentence: str) -> None:
-    for name, content in (("broken.json", b"no"), ("list.json", b"[1]"), ("empty.txt", b"\n"), ("latin.txt", b"\xe9")):
+    for name, content in (
+        ("broken.json", b"no"), ("list.json", b"[1]"), ("empty.txt", b"\n"), ("latin.txt", b"\xe9"),
+        ("between.json", json.dumps({META: {"record": {"made_by": "SteeringVector.between"}}}).encode()),
+    ):  # fmt: skip
         (laptop.folder / name).write_bytes(content)
     before = laptop.run("requests", "list", "--json").stdout
     done = laptop.run("submit", "--model", GPT2, "--method", *options)
