@@ -280,3 +280,16 @@ def test_vectors_that_cannot_be() -> None:
     with pytest.raises(MethodError, match="trained on Activations, not on a Tensor"):
         probe(torch.rand(2, 3), [0, 1])  # type: ignore[arg-type]
     assert isinstance(learnt, Probe)
+
+
+def test_a_thousand_columns_make_an_image_where_a_browser_is(tmp_path: Path) -> None:
+    from choreographer.browsers.chromium import Chromium
+    from PIL import Image
+
+    if not Chromium.find_browser(skip_local=True):
+        pytest.skip("no browser")
+    long_lens(1000).plot(tmp_path / "LENS.PNG")
+    with Image.open(tmp_path / "LENS.PNG") as image:
+        image.load()
+        assert image.width <= _figures.WIDEST * _figures.SCALE
+    assert [each.name for each in tmp_path.iterdir()] == ["LENS.PNG"]
