@@ -62,7 +62,7 @@ lint: install  ## ruff, mypy and the contracts between the rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install  ## latency, throughput and memory beside a bare floor, downloads, Slurm; prints tables, writes JSON
+bench: install  ## latency, throughput and memory beside a bare floor, downloads, reductions, Slurm; prints tables, writes JSON
 	$(BIN)/python -m tests.bench.run $(BENCH_FLAGS)
 	$(BIN)/python -m tests.bench.downloads
 	$(BIN)/python -m tests.bench.reductions
