@@ -7,12 +7,14 @@ package, so the function travels by its name.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import nnsight
+import torch
 from huggingface_hub import try_to_load_from_cache
 from nnsight.tracing.tracer import _local
 
@@ -64,8 +66,9 @@ def facts(model: Any) -> dict[str, Any]:
         "commit": getattr(module.config, "_commit_hash", None) or _commit(model),
         "dtype": str(module.dtype).removeprefix("torch."),
         "device": str(module.device.type),
+        "threads": torch.get_num_threads(),
         "attention": model.attn_implementation,
-        "versions": {name: _version(name) for name in VERSIONS},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS}},
     }
 
 

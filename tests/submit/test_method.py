@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +104,9 @@ def test_the_record_is_enough_to_make_the_result_again(laptop: Laptop, cache: Pa
     assert record["parameters"]["prompts"] == CITIES * 2
     assert record["parameters"]["layers"] is None
     assert (record["model"], record["commit"], record["dtype"], record["seed"]) == (GPT2, commit, "float32", 5)
-    assert record["versions"] == {
-        name: __import__("importlib.metadata").metadata.version(name)
-        for name in ("edif-hpc", "nnsight", "torch", "transformers")
-    }
+    assert record["threads"] == 1
+    packages = ("edif-hpc", "nnsight", "torch", "transformers")
+    assert record["versions"] == {"python": platform.python_version(), **{name: version(name) for name in packages}}
     submit(laptop, "probe", "-P", "@first.json", "--out", "again.json", model=f"{GPT2}@{commit}")
     first, again = (json.loads((laptop.folder / f"{name}.json").read_text()) for name in ("first", "again"))
     assert again["edif_hpc"].pop("record") == {**first["edif_hpc"].pop("record"), "revision": commit}

@@ -102,7 +102,7 @@ def test_by_name(gpt2: Any, connected: Stack, loaded: Any) -> None:
         assert there.record["method"] == name
         assert there.record["model"] == models.repo_id("gpt2")
         assert there.record["dtype"] == "float32"
-        assert {"nnsight", "torch", "transformers", "edif-hpc"} == there.record["versions"].keys()
+        assert {"python", "nnsight", "torch", "transformers", "edif-hpc"} == there.record["versions"].keys()
 
 
 def test_every_result_is_on_the_clients_list() -> None:
