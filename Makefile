@@ -7,9 +7,9 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.13 /usr/bin/python3.12 /usr/bi
 TORCH ?= torch==2.13.0+cpu torch==2.13.0
 PIP_FLAGS ?=
 BIN := .venv/bin
-# Test processes side by side: for two cores one more, since much of their time is waiting. With four, handovers of two-minute
-# allocations did not always come in time. Tests that share servers stay together: those of a file, or of a named group.
-WORKERS ?= 3
+# Test processes side by side. Tests that share servers stay together: those of a file, or of a group that they name. On two
+# cores three took 27 minutes, and four were too many for the handovers of two-minute allocations.
+WORKERS ?= 2
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 # Which ones `make notebooks` runs; all where none is named.

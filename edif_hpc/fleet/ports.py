@@ -37,15 +37,15 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
             sock.bind((host, port))
         except OSError:
             return False
-    # One that another user laid there is not ours to replace.
-    return all(_is_ours(path) for path in _sockets(port))
+    return True
 
 
 def are_free(port: int, hosts: Iterable[str]) -> bool:
-    return all(is_free(port, host) for host in hosts)
+    """Whether an embedded server could: what SeaweedFS left there, run by another user, is not ours to replace."""
+    return all(is_free(port, host) for host in hosts) and all(_is_ours(path) for path in sockets(port))
 
 
-def _sockets(port: int) -> Iterable[Path]:
+def sockets(port: int) -> Iterable[Path]:
     """What SeaweedFS puts into /tmp for a gRPC port, wherever it is told to keep its files."""
     return Path("/tmp").glob(f"seaweedfs-*-{port}.sock")  # noqa: S108 - SeaweedFS's own choice
 
@@ -53,7 +53,7 @@ def _sockets(port: int) -> Iterable[Path]:
 def remove_sockets(known: Mapping[str, int]) -> None:
     """Remove the sockets that a SeaweedFS with these ports left: one that is killed does not."""
     for name in NAMES["store"]:
-        for path in _sockets(known[name]) if name in known else ():
+        for path in sockets(known[name]) if name in known else ():
             if _is_ours(path):
                 path.unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from edif_hpc.core.home import Home
 from edif_hpc.core.settings import Settings
 from edif_hpc.core.store import Store
 from edif_hpc.fleet.embedded import redis_binary, store_command, store_environment
-from edif_hpc.fleet.ports import is_free, remove_sockets
+from edif_hpc.fleet.ports import is_free, remove_sockets, sockets
 
 T = TypeVar("T")
 
@@ -31,10 +31,12 @@ neither does another one's server."""
 
 
 def free_port() -> int:
-    """A port on loopback where nobody listens now."""
+    """A port on loopback where nobody listens now, and where no SeaweedFS that was killed has left a socket: the server
+    that it is for may run as another user, who cannot replace it."""
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     sharers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    return next(port for port in random.sample(PORTS[number::sharers], 200) if is_free(port))
+    tried = random.sample(PORTS[number::sharers], 200)
+    return next(port for port in tried if is_free(port) and not any(sockets(port)))
 
 
 def eventually(
