@@ -13,6 +13,7 @@ from typing import Any
 
 from edif_hpc.core.errors import SavedError
 from edif_hpc.core.scripts import files, here, plain
+from edif_hpc.core.whole import whole
 
 from ._errors import Misused
 
@@ -30,7 +31,8 @@ def keep(name: str, value: Any) -> None:
     file = _file()
     if file.suffix == ".pt":
         _saved[name] = value
-        _write(file, _torch_file())
+        with whole(file) as target:
+            target.write(_torch_file())
         return
     form = file.suffix.removeprefix(".")
     if form not in files.FORMS:
@@ -39,7 +41,8 @@ def keep(name: str, value: Any) -> None:
     files.check(name, kept, form)
     _saved[name] = kept
     try:
-        _write(file, files.written(_saved, form))
+        with whole(file) as target:
+            target.write(files.written(_saved, form))
     except SavedError:
         del _saved[name]
         raise
@@ -60,10 +63,3 @@ def _torch_file() -> bytes:
     buffer = io.BytesIO()
     torch.save(_saved, buffer)
     return buffer.getvalue()
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    draft = file.with_name(f".{file.name}.part")
-    draft.write_bytes(data)
-    draft.replace(file)

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from edif_hpc.core.errors import MethodError
-
-from . import _files
+from edif_hpc.core.whole import whole
 
 DIVERGING, RISING = "RdBu", "Blues"
 IMAGES = (".png", ".svg", ".pdf")
@@ -189,7 +188,7 @@ def finished(figure: Any, path: str | Path | None) -> Any:
             f"A picture cannot be written as {target.name!r}; end the name in .html, {', '.join(IMAGES)}."
         )
     drawn = figure.to_html(include_plotlyjs=True).encode() if suffix == ".html" else _image(figure, target.name, suffix)
-    with _files.whole(target) as file:
+    with whole(target) as file:
         file.write(drawn)
     return figure
 
@@ -202,7 +201,7 @@ def _image(figure: Any, name: str, suffix: str) -> bytes:
     """
     try:
         drawn: bytes = figure.to_image(format=suffix.removeprefix("."), scale=SCALE)
-    except Exception as error:  # noqa: BLE001 # whatever befalls a browser, none of it is the user's
+    except Exception as error:  # noqa: BLE001 - whatever befalls a browser, none of it is the user's
         told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if isinstance(error, ValueError) or "install" in str(error):
             raise MethodError(

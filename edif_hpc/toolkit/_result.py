@@ -19,8 +19,7 @@ import torch
 from edif_hpc.core.errors import MethodError
 from edif_hpc.core.scripts import here
 from edif_hpc.core.scripts.plain import META, listed, plain
-
-from . import _files
+from edif_hpc.core.whole import whole
 
 KINDS: dict[str, type[Result]] = {}
 """By the name that files carry."""
@@ -75,7 +74,7 @@ class Result:
                 f"A result cannot be kept as {target.name!r}; end the name in {', '.join(suffixes)}, or draw it with "
                 ".plot(path), which writes .html, .png, .svg and .pdf."
             )
-        with _files.whole(target) as file:
+        with whole(target) as file:
             WRITERS[suffix](self, file)
         return self
 
@@ -123,7 +122,7 @@ def load(path: str | Path, name: str = "") -> Result:
         return _made(*READERS[suffix](source, name))
     except OSError:
         raise
-    except Exception as error:  # noqa: BLE001 # what readers say to a file that is something else is without end
+    except Exception as error:  # noqa: BLE001 - what readers say to a file that is something else is without end
         which = f" by the name {name!r}" if name else ""
         told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise MethodError(

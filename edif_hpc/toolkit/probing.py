@@ -203,7 +203,7 @@ def _linear(x: torch.Tensor, truth: torch.Tensor, classes: int, penalty: float) 
         weights.grad, offsets.grad = torch.autograd.grad(total, [weights, offsets])
         return total.detach()
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)  # type: ignore[no-untyped-call]  # torch annotates no optimiser
     direction = (weights / spread).detach()
     return direction, offsets.detach() - direction @ center
 

@@ -31,7 +31,7 @@ class Models:
     """The models of one script, by key.
 
     Args:
-        apply: see there.
+        apply: see `Apply`.
         sealed: descriptors of untouched weights, for those that have them: see `again`.
         attention: what each of them uses when a script names nothing.
     """

@@ -114,10 +114,8 @@ class Provision:
             return self.residents.why_never(target.keys)
         try:
             self.residents.known(target.keys[0])
-        except TooLarge as error:
-            return str(error)
-        except ModelError:
-            return ""
+        except ModelError as error:
+            return str(error) if isinstance(error, TooLarge) else ""
         return ""
 
     async def run(self) -> None:

@@ -157,7 +157,7 @@ def _compacting_pickle(protocol: int = PROTOCOL) -> ModuleType:
 
     module = ModuleType("edif_hpc_compacting_pickle")
     vars(module).update(vars(pickle))
-    module.Pickler = Pickler  # type: ignore[attr-defined]
+    module.Pickler = Pickler  # type: ignore[attr-defined]  # nor this, see above
     return module
 
 

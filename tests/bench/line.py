@@ -66,8 +66,9 @@ def at_the_end_of_a_line(say: Say) -> Iterator[tuple[Stack, Proxy]]:
         torch.set_num_threads(1)
         with running(folder / "home", hub, "none") as stack:
             say("the first request, which loads the model")
-            with client_of(stack), smollm2().trace(torch.ones(1, 8, dtype=torch.long), remote=True):
-                smollm2().lm_head.output[0, -1, 0].save()
+            model = smollm2()
+            with client_of(stack), model.trace(torch.ones(1, 8, dtype=torch.long), remote=True):
+                model.lm_head.output[0, -1, 0].save()
             with proxied(stack.url, bytes_per_second=LINE_BYTES) as proxy:
                 seen = Stack(stack.home, proxy.url, stack.key)
                 with client_of(seen):

@@ -141,6 +141,26 @@ def test_a_model_and_the_same_with_an_adapter(laptop: Laptop) -> None:
         assert torch.equal(local[each], remote[each]), each
 
 
+def test_the_adapter_first_is_the_same_or_refused(laptop: Laptop) -> None:
+    """Sealed weights make a new model of it; without them, at level none, there is nothing to copy."""
+    script = """
+        import edif_hpc
+        from nnsight import TransformersModel
+        TransformersModel("edif-test/gpt2", task="text-generation", peft="edif-test/gpt2-lora")
+        base = TransformersModel("edif-test/gpt2", task="text-generation")
+        with base.trace("The Eiffel Tower is in"):
+            logits = base.lm_head.output[0, -1].save()
+        edif_hpc.save("base", logits)
+    """
+    if laptop.level == "none":
+        assert "the one without an adapter first" in laptop.submit(script, "--wait", code=3).stderr
+        return
+    laptop.python(laptop.write(script))
+    laptop.submit(script, "--out", "remote.pt")
+    local, remote = (torch.load(laptop.folder / name) for name in ("experiment.saved.pt", "remote.pt"))
+    assert torch.equal(local["base"], remote["base"])
+
+
 def test_traces_go_on_after_a_model_was_lent(laptop: Laptop) -> None:
     """At level none lending moves a model's weights: whoever traces it afterwards gets the same numbers."""
     alone = """
